@@ -1,0 +1,250 @@
+//! The planner: what is resident, what is streamed, where it lies, in which order it moves, and how far that is from
+//! the best there can be.
+//!
+//! Pure: no I/O, thread, clock or device. The same inputs give the same plan.
+
+mod workload;
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+pub use workload::{BlockLoad, Budget, KindLoad, Rates, Tier, VisitLoad, Workload};
+
+/// Every planned range begins at a multiple of this many bytes.
+pub const PLACE_ALIGN: u64 = 256;
+
+/// Why there is no plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The budget is below the least that would do.
+    #[error(
+        "budget of {budget_bytes} bytes is too small: the least that would do is {least_bytes}"
+    )]
+    BudgetTooSmall {
+        /// The budget asked for.
+        budget_bytes: u64,
+        /// The smallest budget for which a plan exists.
+        least_bytes: u64,
+    },
+    /// The workload contradicts itself or is out of range.
+    #[error("workload: {reason}")]
+    BadWorkload {
+        /// What is wrong, with the numbers.
+        reason: String,
+    },
+    /// A serialised plan is not one that the planner could have made.
+    #[error("plan: {reason}")]
+    BadPlan {
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// How a block is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Form {
+    /// Its arrived form stays on the device.
+    Resident,
+    /// It is fetched over the wire at each visit.
+    Streamed,
+}
+
+/// A planned range of the arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Place {
+    /// From the start of the arena; a multiple of [`PLACE_ALIGN`].
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Place {
+    /// One past the last byte.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.offset + self.bytes
+    }
+
+    /// Whether the two share a byte.
+    #[must_use]
+    pub fn overlaps(&self, other: &Place) -> bool {
+        self.offset < other.end() && other.offset < self.end()
+    }
+
+    /// As a range of arena offsets.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        self.offset..self.end()
+    }
+}
+
+/// What is planned for a block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockPlan {
+    /// The block.
+    pub block: String,
+    /// How it is held.
+    pub form: Form,
+    /// Where its encoded bytes come from.
+    pub tier: Tier,
+    /// Where its remainder lies: tensors too small to stream, resident whatever the form.
+    pub remainder: Option<Place>,
+    /// Where its arrived bytes lie, if it is resident.
+    pub resident: Option<Place>,
+}
+
+/// What is planned for a visit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VisitPlan {
+    /// Index of the block.
+    pub block: usize,
+    /// Where it arrives in the window, if it is streamed.
+    pub place: Option<Place>,
+    /// Where its encoded bytes wait for decoding, if it is streamed and arrives decoded.
+    pub staging: Option<Place>,
+}
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Copies encoded bytes to the device: into staging, or straight into the place of a block that needs no decoding.
+    Upload,
+    /// Turns staging into arrived bytes in the place.
+    Decode,
+    /// The engine computes with the block.
+    Compute,
+}
+
+/// Why an operation waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fence {
+    /// Decode after its own upload.
+    Uploaded,
+    /// Upload into staging after the decode that last read it.
+    StagingRead,
+    /// Compute after its own decode, or after its upload if that needs no decoding.
+    Arrived,
+    /// A write into a window range after the range's last reader.
+    LastReader,
+    /// A write into a window range after the range's last writer (a skipped visit has no reader).
+    LastWriter,
+}
+
+/// Which pass an operation waited for belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PassRef {
+    /// The pass of the waiting operation.
+    This,
+    /// The pass before, if it was of this kind.
+    Previous(usize),
+}
+
+/// An operation waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Dependency {
+    /// Why.
+    pub fence: Fence,
+    /// In which pass.
+    pub pass: PassRef,
+    /// Visit index in that pass.
+    pub visit: u32,
+    /// Which of the visit's operations.
+    pub stage: Stage,
+}
+
+/// One operation of a pass.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// What it does.
+    pub stage: Stage,
+    /// For which visit.
+    pub visit: u32,
+    /// Operations that must be done before. All of them stand earlier in the list or belong to the pass before.
+    pub after: Vec<Dependency>,
+}
+
+/// What limits a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Compute hides every copy; more residency buys nothing.
+    ComputeBound,
+    /// The wire is the limit.
+    WireBound,
+    /// Decoding is the limit.
+    DecodeBound,
+    /// Everything is resident: nothing moves.
+    Resident,
+}
+
+/// Lower bounds, and the plan's distance from them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// No schedule of this placement is faster, in seconds a pass.
+    pub schedule_bound_s: f64,
+    /// No placement within the budget is faster, in seconds a pass.
+    pub placement_bound_s: f64,
+    /// Predicted pass over the schedule bound, minus 1.
+    pub schedule_gap: f64,
+    /// Predicted pass over the placement bound, minus 1.
+    pub placement_gap: f64,
+}
+
+/// What is planned for a pass kind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KindPlan {
+    /// The kind.
+    pub name: String,
+    /// Visits in order.
+    pub visits: Vec<VisitPlan>,
+    /// Operations in an order in which they can be submitted.
+    pub operations: Vec<Operation>,
+    /// Bytes over the wire in each pass.
+    pub wire_bytes_per_pass: u64,
+    /// Seconds a pass takes when passes of this kind follow one another.
+    pub predicted_pass_s: f64,
+    /// Seconds of those in which compute waits.
+    pub predicted_stall_s: f64,
+    /// Seconds of the first pass, with nothing prefetched.
+    pub predicted_cold_pass_s: f64,
+    /// How good that is.
+    pub certificate: Certificate,
+    /// What limits it.
+    pub verdict: Verdict,
+}
+
+/// Where the parts of the arena lie: residents and remainders, then the window, then staging.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArenaMap {
+    /// Residents and remainders.
+    pub resident: Place,
+    /// Places of streamed visits.
+    pub window: Place,
+    /// Encoded bytes on their way to decoding; also used to load residents.
+    pub staging: Place,
+}
+
+/// A plan: what moves when, and where it lies.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[must_use]
+pub struct Plan {
+    /// One per block of the workload.
+    pub blocks: Vec<BlockPlan>,
+    /// One per pass kind.
+    pub kinds: Vec<KindPlan>,
+    /// Where everything lies.
+    pub arena: ArenaMap,
+    /// The budget it was made for.
+    pub budget_bytes: u64,
+    /// Bytes of the arena: what the plan takes on the device.
+    pub arena_bytes: u64,
+    /// The most bytes that hold something live at once, when uploads are submitted as early as the fences allow.
+    pub high_water_bytes: u64,
+}

@@ -1,0 +1,264 @@
+//! Where encoded bytes are: memory with an owner, or a range of an open file.
+//!
+//! A source never borrows: a transfer may outlive every borrow that a forgotten guard can end. File ranges are read
+//! with positioned reads, so a truncated file is an error and never a signal.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+/// Why bytes could not be had.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// The file could not be opened or its size not read.
+    #[error("cannot open {path}", path = path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// A read failed.
+    #[error("cannot read {len} bytes at {offset} of {path}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Where the read began.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// What the system said.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// The file is shorter than when it was opened.
+    #[error("{path} ended at {end} while bytes {offset} to {wanted_end} were read: it was {opened_len} bytes long when opened", path = path.display(), wanted_end = offset + len)]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Where the read began.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Where the file ended.
+        end: u64,
+        /// Its length when it was opened.
+        opened_len: u64,
+    },
+    /// The file was written to since it was opened.
+    #[error("{path} changed since it was opened: {opened_len} bytes then, {len} bytes now", path = path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// Its length when it was opened.
+        opened_len: u64,
+        /// Its length now.
+        len: u64,
+    },
+}
+
+/// A file opened for reading, with its name, and its length and time of writing when it was opened.
+pub struct SourceFile {
+    file: File,
+    path: PathBuf,
+    len: u64,
+    modified: Option<SystemTime>,
+}
+
+impl SourceFile {
+    /// Opens `path` for reading.
+    ///
+    /// # Errors
+    /// When it cannot be opened or is no regular file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>, SourceError> {
+        let path = path.as_ref().to_path_buf();
+        let fail = |source: io::Error| SourceError::Open {
+            path: path.clone(),
+            source: Arc::new(source),
+        };
+        // The kind is asked before opening: opening a FIFO would wait for a writer.
+        if !std::fs::metadata(&path).map_err(fail)?.is_file() {
+            return Err(fail(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            )));
+        }
+        let file = File::open(&path).map_err(fail)?;
+        let metadata = file.metadata().map_err(fail)?;
+        Ok(Arc::new(Self {
+            len: metadata.len(),
+            modified: metadata.modified().ok(),
+            file,
+            path,
+        }))
+    }
+
+    /// The name it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its length in bytes when it was opened.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it was empty when it was opened.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Fails if length or time of writing differ from those at opening.
+    ///
+    /// # Errors
+    /// [`SourceError::Changed`], or [`SourceError::Open`] when the system does not say.
+    pub fn check_unchanged(&self) -> Result<(), SourceError> {
+        let metadata = self.file.metadata().map_err(|source| SourceError::Open {
+            path: self.path.clone(),
+            source: Arc::new(source),
+        })?;
+        if metadata.len() != self.len || metadata.modified().ok() != self.modified {
+            return Err(SourceError::Changed {
+                path: self.path.clone(),
+                opened_len: self.len,
+                len: metadata.len(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Fills `buffer` from `offset` on.
+    ///
+    /// # Errors
+    /// When the file ends before or the system fails.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), SourceError> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            match read_at(&self.file, &mut buffer[done..], at) {
+                Ok(0) => {
+                    return Err(SourceError::Truncated {
+                        path: self.path.clone(),
+                        offset,
+                        len: buffer.len() as u64,
+                        end: at,
+                        opened_len: self.len,
+                    });
+                }
+                Ok(n) => done += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return Err(SourceError::Read {
+                        path: self.path.clone(),
+                        offset: at,
+                        len: (buffer.len() - done) as u64,
+                        source: Arc::new(error),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
+}
+
+impl fmt::Debug for SourceFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceFile")
+            .field("path", &self.path)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A range of encoded bytes and its owner.
+#[derive(Clone)]
+pub enum Source {
+    /// Memory that the source keeps alive.
+    Memory(Bytes),
+    /// A range of an open file.
+    File {
+        /// The open file.
+        file: Arc<SourceFile>,
+        /// Bytes of it, from its start.
+        range: Range<u64>,
+    },
+}
+
+impl Source {
+    /// Bytes in the range.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File { range, .. } => range.end - range.start,
+        }
+    }
+
+    /// Whether the range is empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies `buffer.len()` bytes from `offset` of the range.
+    ///
+    /// # Errors
+    /// When the file fails.
+    ///
+    /// # Panics
+    /// When the buffer reaches past the range.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
+        assert!(
+            offset
+                .checked_add(buffer.len() as u64)
+                .is_some_and(|end| end <= self.len()),
+            "contract: {} bytes at {offset} lie outside a source of {} bytes",
+            buffer.len(),
+            self.len()
+        );
+        match self {
+            Self::Memory(bytes) => {
+                let start = usize::try_from(offset).expect("memory offsets fit usize");
+                buffer.copy_from_slice(&bytes[start..start + buffer.len()]);
+                Ok(())
+            }
+            Self::File { file, range } => file.read_exact_at(buffer, range.start + offset),
+        }
+    }
+}
+
+impl From<Bytes> for Source {
+    fn from(bytes: Bytes) -> Self {
+        Self::Memory(bytes)
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory(bytes) => write!(f, "Memory({} bytes)", bytes.len()),
+            Self::File { file, range } => write!(f, "File({}, {range:?})", file.path().display()),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What can be offloaded: a block and its tensors.
+//!
+//! A [`Swappable`] describes; it never allocates device memory, never sees a device or a plan and never decides when
+//! something moves.
+
+use std::fmt::Debug;
+
+use crate::encoding::{Encoding, EncodingError};
+use crate::source::Source;
+
+/// One block: the unit of residency. A transformer block, a VACE block, an embedding group.
+///
+/// # Contract
+///
+/// - [`name`](Self::name) and [`tensors`](Self::tensors) answer the same for as long as the value lives.
+/// - Tensor names are unique within the block.
+/// - Weights are read-only: nothing is ever copied back into a source.
+pub trait Swappable: Debug + Send + Sync {
+    /// The block's name, unique within its model, such as `blocks.7`.
+    fn name(&self) -> &str;
+
+    /// The block's tensors, in the order in which the file or the model lists them.
+    fn tensors(&self) -> &[TensorSpec];
+}
+
+/// What a tensor is to the computation; decides the form in which it arrives unless the engine says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// An operand of a matrix product or convolution. Arrives as bf16 by default.
+    Matrix,
+    /// A bias, norm, or modulation table. Arrives as f32 by default.
+    Vector,
+}
+
+/// Why a tensor's description was refused.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpecError {
+    /// The shape cannot be stored in the encoding.
+    #[error("tensor {name}")]
+    Encoding {
+        /// The tensor.
+        name: String,
+        /// Why.
+        #[source]
+        source: EncodingError,
+    },
+    /// The source holds another number of bytes than the shape needs.
+    #[error(
+        "tensor {name}: shape {shape:?} in {encoding} needs {needed_bytes} bytes, its source has {source_bytes}"
+    )]
+    Length {
+        /// The tensor.
+        name: String,
+        /// Slowest axis first.
+        shape: Vec<u64>,
+        /// As stored.
+        encoding: Encoding,
+        /// Bytes that shape and encoding need.
+        needed_bytes: u64,
+        /// Bytes that the source has.
+        source_bytes: u64,
+    },
+}
+
+/// A tensor as it is stored: name, shape, encoding and where its bytes are.
+#[derive(Debug, Clone)]
+pub struct TensorSpec {
+    name: String,
+    shape: Vec<u64>,
+    encoding: Encoding,
+    source: Source,
+    role: Role,
+}
+
+impl TensorSpec {
+    /// Describes a tensor of `shape` (slowest axis first, as in torch) whose encoded bytes are `source`.
+    ///
+    /// Its [`Role`] is `Matrix` if at least two dimensions exceed 1, else `Vector`.
+    ///
+    /// # Errors
+    /// When shape, encoding and source do not fit together.
+    pub fn new(
+        name: impl Into<String>,
+        shape: impl Into<Vec<u64>>,
+        encoding: Encoding,
+        source: impl Into<Source>,
+    ) -> Result<Self, SpecError> {
+        let (name, shape, source) = (name.into(), shape.into(), source.into());
+        let needed_bytes = match encoding.bytes_of(&shape) {
+            Ok(bytes) => bytes,
+            Err(source) => return Err(SpecError::Encoding { name, source }),
+        };
+        if needed_bytes != source.len() {
+            let source_bytes = source.len();
+            return Err(SpecError::Length {
+                name,
+                shape,
+                encoding,
+                needed_bytes,
+                source_bytes,
+            });
+        }
+        let role = if shape.iter().filter(|&&dim| dim > 1).count() >= 2 {
+            Role::Matrix
+        } else {
+            Role::Vector
+        };
+        Ok(Self {
+            name,
+            shape,
+            encoding,
+            source,
+            role,
+        })
+    }
+
+    /// The same tensor with another role.
+    #[must_use]
+    pub fn with_role(self, role: Role) -> Self {
+        Self { role, ..self }
+    }
+
+    /// The same tensor under another name.
+    #[must_use]
+    pub fn with_name(self, name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            ..self
+        }
+    }
+
+    /// Its name within the block, such as `self_attn.q.weight`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its dimensions, slowest axis first.
+    #[must_use]
+    pub fn shape(&self) -> &[u64] {
+        &self.shape
+    }
+
+    /// How its numbers are stored.
+    #[must_use]
+    pub fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    /// Where its encoded bytes are.
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// What it is to the computation.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Elements it holds.
+    #[must_use]
+    pub fn element_count(&self) -> u64 {
+        self.shape.iter().product()
+    }
+}

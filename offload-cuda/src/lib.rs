@@ -1,0 +1,1 @@
+//! The NVIDIA device of offload.

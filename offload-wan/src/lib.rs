@@ -1,0 +1,2 @@
+//! WAN checkpoints.
+#![forbid(unsafe_code)]
