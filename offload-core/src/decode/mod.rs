@@ -10,8 +10,12 @@
 //! NaN. Arithmetic in f16 or with denormals flushed does not agree.
 
 mod fp;
+mod fp4;
+mod grids;
+mod i_quants;
 mod k_quants;
 mod legacy;
+mod low_bit;
 
 use std::fmt;
 
@@ -133,7 +137,22 @@ fn decoder(encoding: Encoding) -> Option<Decoder> {
         Encoding::Q4K => decode_as::<k_quants::Q4K, 256>,
         Encoding::Q5K => decode_as::<k_quants::Q5K, 256>,
         Encoding::Q6K => decode_as::<k_quants::Q6K, 256>,
-        _ => return None,
+        Encoding::Iq1S => decode_as::<i_quants::Iq1S, 256>,
+        Encoding::Iq1M => decode_as::<i_quants::Iq1M, 256>,
+        Encoding::Iq2Xxs => decode_as::<i_quants::Iq2Xxs, 256>,
+        Encoding::Iq2Xs => decode_as::<i_quants::Iq2Xs, 256>,
+        Encoding::Iq2S => decode_as::<i_quants::Iq2S, 256>,
+        Encoding::Iq3Xxs => decode_as::<i_quants::Iq3Xxs, 256>,
+        Encoding::Iq3S => decode_as::<i_quants::Iq3S, 256>,
+        Encoding::Iq4Nl => decode_as::<i_quants::Iq4Nl, 32>,
+        Encoding::Iq4Xs => decode_as::<i_quants::Iq4Xs, 256>,
+        Encoding::Q1_0 => decode_as::<low_bit::Q1_0, 128>,
+        Encoding::Q2_0 => decode_as::<low_bit::Q2_0, 64>,
+        Encoding::Tq1_0 => decode_as::<low_bit::Tq1_0, 256>,
+        Encoding::Tq2_0 => decode_as::<low_bit::Tq2_0, 256>,
+        Encoding::Mxfp4 => decode_as::<fp4::Mxfp4, 32>,
+        Encoding::Nvfp4 => decode_as::<fp4::Nvfp4, 64>,
+        Encoding::I8 | Encoding::I16 | Encoding::I32 | Encoding::I64 | Encoding::U8 => return None,
     })
 }
 
