@@ -1,1 +1,198 @@
-//! Reference decoding.
+//! Reference decoding: encoded bytes to f32, f16 or bf16, as the formats define it.
+//!
+//! Every encoding is a struct that spells out the bytes of one quant block and one formula for its `i`-th number;
+//! faster decoders are compared with this one. This module does not encode, and it does not read files.
+//!
+//! The numbers are those of `ggml/src/ggml-quants.c` in f32, then rounded once, to nearest even, to the target. No
+//! result depends on the order of operations: an f16 scale has 11 significant bits and every product of a formula needs
+//! at most 24, so products are exact in f32 and the only rounding is the one addition of the formats that have a minimum
+//! (`Q4_1`, `Q5_1`, `Q2_K`, `Q4_K`, `Q5_K`). A decoder agrees if it agrees bit for bit, save for the sign and payload of
+//! NaN. Arithmetic in f16 or with denormals flushed does not agree.
+
+mod fp;
+mod fp4;
+mod grids;
+mod i_quants;
+mod k_quants;
+mod legacy;
+mod low_bit;
+
+use std::fmt;
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+
+use crate::encoding::Encoding;
+
+/// A type of number that a computation reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Float {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    BF16,
+}
+
+impl Float {
+    /// Bytes of one number.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.encoding().quant_block_bytes()
+    }
+
+    /// The encoding of a tensor that holds such numbers.
+    #[must_use]
+    pub const fn encoding(self) -> Encoding {
+        match self {
+            Self::F32 => Encoding::F32,
+            Self::F16 => Encoding::F16,
+            Self::BF16 => Encoding::BF16,
+        }
+    }
+}
+
+impl fmt::Display for Float {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.encoding().name())
+    }
+}
+
+/// Why bytes could not be decoded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// The encoding holds integers.
+    #[error("{encoding} does not decode to floating point numbers")]
+    Unsupported {
+        /// The encoding asked for.
+        encoding: Encoding,
+    },
+}
+
+/// Whether [`decode`] knows the encoding: true for all but integers.
+#[must_use]
+pub fn is_supported(encoding: Encoding) -> bool {
+    decoder(encoding).is_some()
+}
+
+/// Fills `arrived` with the numbers that `encoded` holds, little-endian.
+///
+/// Neither slice needs any alignment, and nothing is allocated. `F64` is rounded to f32 on the way, as torch does.
+///
+/// # Errors
+/// When the encoding is [not supported](is_supported).
+///
+/// # Panics
+/// When `encoded` is no whole number of quant blocks, or `arrived` has not just the bytes of their numbers.
+pub fn decode(
+    encoding: Encoding,
+    encoded: &[u8],
+    target: Float,
+    arrived: &mut [u8],
+) -> Result<(), DecodeError> {
+    let decoder = decoder(encoding).ok_or(DecodeError::Unsupported { encoding })?;
+    let (encoded_bytes, block_bytes) = (encoded.len() as u64, encoding.quant_block_bytes());
+    assert!(
+        encoded_bytes.is_multiple_of(block_bytes),
+        "contract: {encoded_bytes} bytes are not a whole number of {encoding} quant blocks of {block_bytes}"
+    );
+    let numbers = encoded_bytes / block_bytes * encoding.quant_block_len();
+    assert!(
+        arrived.len() as u64 == numbers * target.bytes(),
+        "contract: {numbers} numbers as {target} do not fill {} bytes",
+        arrived.len()
+    );
+    decoder(encoded, target, arrived);
+    Ok(())
+}
+
+/// One quant block as it lies in memory. Its fields are bytes, so that it has no padding and may lie anywhere.
+trait QuantBlock<const LEN: usize>: Pod {
+    /// The encoding whose quant block it is.
+    const ENCODING: Encoding;
+
+    /// The numbers it stands for.
+    fn numbers(&self) -> [f32; LEN];
+}
+
+type Decoder = fn(&[u8], Float, &mut [u8]);
+
+fn decoder(encoding: Encoding) -> Option<Decoder> {
+    Some(match encoding {
+        Encoding::F32 => decode_as::<fp::F32, 1>,
+        Encoding::F16 => decode_as::<fp::F16, 1>,
+        Encoding::BF16 => decode_as::<fp::BF16, 1>,
+        Encoding::F64 => decode_as::<fp::F64, 1>,
+        Encoding::F8E4M3 => decode_as::<fp::F8E4M3, 1>,
+        Encoding::F8E5M2 => decode_as::<fp::F8E5M2, 1>,
+        Encoding::Q4_0 => decode_as::<legacy::Q4_0, 32>,
+        Encoding::Q4_1 => decode_as::<legacy::Q4_1, 32>,
+        Encoding::Q5_0 => decode_as::<legacy::Q5_0, 32>,
+        Encoding::Q5_1 => decode_as::<legacy::Q5_1, 32>,
+        Encoding::Q8_0 => decode_as::<legacy::Q8_0, 32>,
+        Encoding::Q2K => decode_as::<k_quants::Q2K, 256>,
+        Encoding::Q3K => decode_as::<k_quants::Q3K, 256>,
+        Encoding::Q4K => decode_as::<k_quants::Q4K, 256>,
+        Encoding::Q5K => decode_as::<k_quants::Q5K, 256>,
+        Encoding::Q6K => decode_as::<k_quants::Q6K, 256>,
+        Encoding::Iq1S => decode_as::<i_quants::Iq1S, 256>,
+        Encoding::Iq1M => decode_as::<i_quants::Iq1M, 256>,
+        Encoding::Iq2Xxs => decode_as::<i_quants::Iq2Xxs, 256>,
+        Encoding::Iq2Xs => decode_as::<i_quants::Iq2Xs, 256>,
+        Encoding::Iq2S => decode_as::<i_quants::Iq2S, 256>,
+        Encoding::Iq3Xxs => decode_as::<i_quants::Iq3Xxs, 256>,
+        Encoding::Iq3S => decode_as::<i_quants::Iq3S, 256>,
+        Encoding::Iq4Nl => decode_as::<i_quants::Iq4Nl, 32>,
+        Encoding::Iq4Xs => decode_as::<i_quants::Iq4Xs, 256>,
+        Encoding::Q1_0 => decode_as::<low_bit::Q1_0, 128>,
+        Encoding::Q2_0 => decode_as::<low_bit::Q2_0, 64>,
+        Encoding::Tq1_0 => decode_as::<low_bit::Tq1_0, 256>,
+        Encoding::Tq2_0 => decode_as::<low_bit::Tq2_0, 256>,
+        Encoding::Mxfp4 => decode_as::<fp4::Mxfp4, 32>,
+        Encoding::Nvfp4 => decode_as::<fp4::Nvfp4, 64>,
+        Encoding::I8 | Encoding::I16 | Encoding::I32 | Encoding::I64 | Encoding::U8 => return None,
+    })
+}
+
+fn decode_as<B: QuantBlock<LEN>, const LEN: usize>(
+    encoded: &[u8],
+    target: Float,
+    arrived: &mut [u8],
+) {
+    const {
+        assert!(size_of::<B>() as u64 == B::ENCODING.quant_block_bytes());
+        assert!(LEN as u64 == B::ENCODING.quant_block_len());
+        assert!(align_of::<B>() == 1);
+    }
+    let blocks: &[B] = bytemuck::cast_slice(encoded);
+    match target {
+        Float::F32 => fill(blocks, arrived, f32::to_le_bytes),
+        Float::F16 => fill(blocks, arrived, |x| f16::from_f32(x).to_le_bytes()),
+        Float::BF16 => fill(blocks, arrived, |x| bf16::from_f32(x).to_le_bytes()),
+    }
+}
+
+fn fill<B: QuantBlock<LEN>, const LEN: usize, const BYTES: usize>(
+    blocks: &[B],
+    arrived: &mut [u8],
+    round: impl Fn(f32) -> [u8; BYTES],
+) {
+    let (arrived, _) = arrived.as_chunks_mut::<BYTES>();
+    for (block, arrived) in blocks.iter().zip(arrived.chunks_exact_mut(LEN)) {
+        for (arrived, number) in arrived.iter_mut().zip(block.numbers()) {
+            *arrived = round(number);
+        }
+    }
+}
+
+/// The f16 that scales and minimums are stored as.
+fn scale(bytes: [u8; 2]) -> f32 {
+    f16::from_le_bytes(bytes).to_f32()
+}
+
+/// Bits `shift` and up of `byte`, as many as `mask` covers.
+fn bits(byte: u8, shift: usize, mask: u8) -> u8 {
+    (byte >> shift) & mask
+}

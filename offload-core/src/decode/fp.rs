@@ -1,0 +1,113 @@
+//! Element types: one number, no shared scale.
+
+use bytemuck::{Pod, Zeroable};
+use half::{bf16, f16};
+
+use super::QuantBlock;
+use crate::encoding::Encoding;
+
+/// IEEE binary32.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct F32([u8; 4]);
+
+impl QuantBlock<1> for F32 {
+    const ENCODING: Encoding = Encoding::F32;
+
+    fn numbers(&self) -> [f32; 1] {
+        [f32::from_le_bytes(self.0)]
+    }
+}
+
+/// IEEE binary16.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct F16([u8; 2]);
+
+impl QuantBlock<1> for F16 {
+    const ENCODING: Encoding = Encoding::F16;
+
+    fn numbers(&self) -> [f32; 1] {
+        [f16::from_le_bytes(self.0).to_f32()]
+    }
+}
+
+/// The upper half of a binary32.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct BF16([u8; 2]);
+
+impl QuantBlock<1> for BF16 {
+    const ENCODING: Encoding = Encoding::BF16;
+
+    fn numbers(&self) -> [f32; 1] {
+        [bf16::from_le_bytes(self.0).to_f32()]
+    }
+}
+
+/// IEEE binary64, rounded to nearest even.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct F64([u8; 8]);
+
+impl QuantBlock<1> for F64 {
+    const ENCODING: Encoding = Encoding::F64;
+
+    fn numbers(&self) -> [f32; 1] {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "rounding is what is wanted"
+        )]
+        [f64::from_le_bytes(self.0) as f32]
+    }
+}
+
+/// OCP E4M3FN: sign, 4 exponent bits with bias 7, 3 mantissa bits; all ones is NaN, there is no infinity.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct F8E4M3(u8);
+
+impl QuantBlock<1> for F8E4M3 {
+    const ENCODING: Encoding = Encoding::F8E4M3;
+
+    fn numbers(&self) -> [f32; 1] {
+        let magnitude = if self.0 & 0x7f == 0x7f {
+            f32::NAN
+        } else {
+            e4m3(self.0)
+        };
+        [if self.0 & 0x80 == 0 {
+            magnitude
+        } else {
+            -magnitude
+        }]
+    }
+}
+
+/// OCP E5M2: the upper half of an IEEE binary16.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct F8E5M2(u8);
+
+impl QuantBlock<1> for F8E5M2 {
+    const ENCODING: Encoding = Encoding::F8E5M2;
+
+    fn numbers(&self) -> [f32; 1] {
+        [f16::from_le_bytes([0, self.0]).to_f32()]
+    }
+}
+
+/// What the lower 7 bits stand for if 4 are exponent, with bias 7, and 3 mantissa; without any special value.
+pub(super) fn e4m3(byte: u8) -> f32 {
+    let (exponent, mantissa) = (u32::from(byte >> 3) & 15, f32::from(byte & 7));
+    if exponent == 0 {
+        mantissa * power_of_two(-9)
+    } else {
+        (8.0 + mantissa) * power_of_two(exponent as i32 - 10)
+    }
+}
+
+/// 2 to the power of `exponent`, which a normal f32 can hold.
+fn power_of_two(exponent: i32) -> f32 {
+    f32::from_bits(((exponent + 127) as u32) << 23)
+}
