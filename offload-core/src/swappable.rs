@@ -61,6 +61,16 @@ pub enum SpecError {
         /// Bytes that the source has.
         source_bytes: u64,
     },
+    /// Another shape has another number of elements.
+    #[error("tensor {name}: shape {shape:?} cannot hold the elements of {stored_shape:?}")]
+    Elements {
+        /// The tensor.
+        name: String,
+        /// The shape asked for, slowest axis first.
+        shape: Vec<u64>,
+        /// The shape it has.
+        stored_shape: Vec<u64>,
+    },
 }
 
 /// A tensor as it is stored: name, shape, encoding and where its bytes are.
@@ -101,17 +111,43 @@ impl TensorSpec {
                 source_bytes,
             });
         }
-        let role = if shape.iter().filter(|&&dim| dim > 1).count() >= 2 {
-            Role::Matrix
-        } else {
-            Role::Vector
-        };
         Ok(Self {
+            role: role_of(&shape),
             name,
             shape,
             encoding,
             source,
-            role,
+        })
+    }
+
+    /// The same bytes under another shape with as many elements; its role is that of the new shape.
+    ///
+    /// For a tensor that was quantised in another shape than it has in the model: its quant blocks may then run across
+    /// the rows of `shape`, so that its bytes are those of the source and not those that
+    /// [`Encoding::bytes_of`] has for `shape`.
+    ///
+    /// # Errors
+    /// [`SpecError::Elements`].
+    pub fn with_shape(self, shape: impl Into<Vec<u64>>) -> Result<Self, SpecError> {
+        let shape = shape.into();
+        let elements = if shape.contains(&0) {
+            Some(0)
+        } else {
+            shape
+                .iter()
+                .try_fold(1u64, |product, &dim| product.checked_mul(dim))
+        };
+        if elements != Some(self.element_count()) {
+            return Err(SpecError::Elements {
+                name: self.name,
+                shape,
+                stored_shape: self.shape,
+            });
+        }
+        Ok(Self {
+            role: role_of(&shape),
+            shape,
+            ..self
         })
     }
 
@@ -164,5 +200,13 @@ impl TensorSpec {
     #[must_use]
     pub fn element_count(&self) -> u64 {
         self.shape.iter().product()
+    }
+}
+
+fn role_of(shape: &[u64]) -> Role {
+    if shape.iter().filter(|&&dim| dim > 1).count() >= 2 {
+        Role::Matrix
+    } else {
+        Role::Vector
     }
 }

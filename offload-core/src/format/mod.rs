@@ -1,1 +1,5 @@
-//! Container formats.
+//! Container formats: which tensors a file holds, and where their encoded bytes are.
+//!
+//! Readers describe and check; they never load a tensor and never decode one.
+
+pub mod gguf;
