@@ -1,0 +1,29 @@
+//! A block of a WAN transformer as the executor sees it.
+
+use offload_core::swappable::{Swappable, TensorSpec};
+
+/// One transformer block, or one group of tensors outside the blocks.
+#[derive(Debug, Clone)]
+pub struct WanBlock {
+    name: String,
+    tensors: Vec<TensorSpec>,
+}
+
+impl WanBlock {
+    pub(crate) fn new(name: impl Into<String>, tensors: Vec<TensorSpec>) -> Self {
+        Self {
+            name: name.into(),
+            tensors,
+        }
+    }
+}
+
+impl Swappable for WanBlock {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn tensors(&self) -> &[TensorSpec] {
+        &self.tensors
+    }
+}

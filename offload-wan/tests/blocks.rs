@@ -1,0 +1,301 @@
+//! Which blocks a checkpoint makes, and which checkpoints make none.
+
+mod support;
+
+use offload_core::model::{Model, Residency};
+use offload_core::swappable::{Role, Swappable};
+use offload_wan::{Checkpoint, CheckpointError, LayoutError};
+use support::{Recorded, Shaped, specs};
+
+fn model(tensors: &[Shaped]) -> Result<Model, LayoutError> {
+    Checkpoint::from_tensors(specs(tensors))
+        .expect("names are unique")
+        .model()
+}
+
+fn bytes(block: &dyn Swappable) -> u64 {
+    let bytes = block.tensors().iter().map(|tensor| tensor.source().len());
+    bytes.sum()
+}
+
+#[test]
+fn supported_checkpoints_become_blocks_in_the_order_of_use() {
+    for (file, block_count, per_block, image) in [
+        ("native.wan2.1-t2v-1.3b", 30, 27, false),
+        ("native.wan2.1-t2v-14b", 40, 27, false),
+        ("native.wan2.1-i2v-14b", 40, 32, true),
+        ("native.wan2.1-flf2v-14b", 40, 32, true),
+        ("native.wan2.2-t2v-a14b", 40, 27, false),
+        ("native.wan2.2-i2v-a14b", 40, 27, false),
+        ("native.wan2.2-ti2v-5b", 30, 27, false),
+        ("diffusers.wan2.1-t2v-14b", 40, 27, false),
+        ("diffusers.wan2.1-i2v-14b", 40, 32, true),
+        ("diffusers.wan2.1-flf2v-14b", 40, 32, true),
+        ("diffusers.wan2.2-ti2v-5b", 30, 27, false),
+    ] {
+        let recorded = Recorded::read(file);
+        let tensors = recorded.tensors();
+        let model = model(&tensors).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let mut expected: Vec<String> = [
+            "patch_embedding",
+            "text_embedding",
+            "time_embedding",
+            "time_projection",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        if image {
+            expected.push("img_emb".to_owned());
+        }
+        expected.extend((0..block_count).map(|index| format!("blocks.{index}")));
+        expected.push("head".to_owned());
+        let names: Vec<&str> = model.blocks().iter().map(|block| block.name()).collect();
+        assert_eq!(names, expected, "{file}");
+
+        let count: usize = model.blocks().iter().map(|b| b.tensors().len()).sum();
+        assert_eq!(count, recorded.tensor_count, "{file}");
+        for (index, block) in model.blocks().iter().enumerate() {
+            let planned = block.name().starts_with("blocks.");
+            let residency = if planned {
+                assert_eq!(block.tensors().len(), per_block, "{file}");
+                Residency::Planned
+            } else {
+                Residency::Always
+            };
+            assert_eq!(model.residency(index), residency, "{file}");
+        }
+        let total: u64 = model.blocks().iter().map(|b| bytes(b.as_ref())).sum();
+        let recorded: u64 = tensors
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<u64>() * 2)
+            .sum();
+        assert_eq!(total, recorded, "{file}");
+    }
+}
+
+#[test]
+fn both_conventions_give_the_same_names_shapes_and_roles() {
+    let native = model(&Recorded::read("native.wan2.1-flf2v-14b").tensors()).unwrap();
+    let diffusers = model(&Recorded::read("diffusers.wan2.1-flf2v-14b").tensors()).unwrap();
+    for (a, b) in native.blocks().iter().zip(diffusers.blocks()) {
+        assert_eq!(a.name(), b.name());
+        let describe = |block: &dyn Swappable| {
+            let mut all: Vec<_> = block
+                .tensors()
+                .iter()
+                .map(|t| (t.name().to_owned(), t.shape().to_vec(), t.role()))
+                .collect();
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            all
+        };
+        assert_eq!(describe(a.as_ref()), describe(b.as_ref()));
+    }
+}
+
+#[test]
+fn matrices_are_matrices_and_everything_else_is_a_vector() {
+    let model = model(&Recorded::read("native.wan2.1-i2v-14b").tensors()).unwrap();
+    for block in model.blocks() {
+        for tensor in block.tensors() {
+            let name = tensor.name();
+            let is_table = name == "modulation" || name.ends_with("bias") || name.contains("norm");
+            let is_layer_norm = block.name() == "img_emb"
+                && (name.starts_with("proj.0.") || name.starts_with("proj.4."));
+            let role = if is_table || is_layer_norm {
+                Role::Vector
+            } else {
+                Role::Matrix
+            };
+            assert_eq!(tensor.role(), role, "{}.{name}", block.name());
+        }
+    }
+}
+
+#[test]
+fn tensors_keep_the_order_of_the_file() {
+    let tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    let model = model(&tensors).unwrap();
+    let block = model
+        .blocks()
+        .iter()
+        .find(|b| b.name() == "blocks.7")
+        .unwrap();
+    let names: Vec<&str> = block.tensors().iter().map(|t| t.name()).collect();
+    let in_file: Vec<&str> = tensors
+        .iter()
+        .filter_map(|(name, _)| name.strip_prefix("blocks.7."))
+        .collect();
+    assert_eq!(names, in_file);
+}
+
+#[test]
+fn unknown_tensors_become_the_block_other_and_extras_stay_in_their_block() {
+    let mut tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    tensors.push(("blocks.3.self_attn.q.scale_weight".to_owned(), vec![1]));
+    tensors.push(("lora.down.weight".to_owned(), vec![8, 8]));
+    tensors.push(("control_blocks.2.conv.weight".to_owned(), vec![8, 8]));
+    tensors.push(("scaled_fp8".to_owned(), vec![2]));
+    let checkpoint = Checkpoint::from_tensors(specs(&tensors)).unwrap();
+    let model = checkpoint.model().unwrap();
+    let find = |name: &str| model.blocks().iter().position(|b| b.name() == name);
+    let other = find("other").unwrap();
+    assert_eq!(model.residency(other), Residency::Always);
+    let names: Vec<&str> = model.blocks()[other]
+        .tensors()
+        .iter()
+        .map(|t| t.name())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "lora.down.weight",
+            "scaled_fp8",
+            "control_blocks.2.conv.weight"
+        ]
+    );
+    assert_eq!(checkpoint.unknown().len(), 3);
+    let block = &model.blocks()[find("blocks.3").unwrap()];
+    assert_eq!(block.tensors().len(), 28);
+    let count: usize = model.blocks().iter().map(|b| b.tensors().len()).sum();
+    assert_eq!(count, tensors.len());
+}
+
+#[test]
+fn every_tensor_is_missed() {
+    let recorded = Recorded::read("native.wan2.1-i2v-14b").tensors();
+    // One block of each: the checks are the same for all.
+    let candidates = recorded.iter().enumerate().filter(|(_, (name, _))| {
+        (!name.starts_with("blocks.") || name.starts_with("blocks.39."))
+            && name != "patch_embedding.weight"
+    });
+    for (index, (name, _)) in candidates {
+        let mut tensors = recorded.clone();
+        tensors.remove(index);
+        let error = model(&tensors).expect_err(name);
+        let LayoutError::MissingTensor { tensor } = &error else {
+            panic!("{name}: {error}");
+        };
+        assert_eq!(tensor, name);
+        assert!(error.to_string().contains(name.as_str()));
+    }
+}
+
+#[test]
+fn every_shape_is_checked() {
+    let recorded = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    for (index, (name, shape)) in recorded.iter().enumerate() {
+        let free = [
+            "head.head.bias",
+            "head.head.weight",
+            "patch_embedding.weight",
+        ];
+        let last_is_free = ["text_embedding.0.weight", "time_embedding.0.weight"];
+        if free.contains(&name.as_str()) || last_is_free.contains(&name.as_str()) {
+            continue;
+        }
+        if name.starts_with("blocks.") && !name.starts_with("blocks.1.") {
+            continue;
+        }
+        let mut tensors = recorded.clone();
+        let mut wrong = shape.clone();
+        *wrong.last_mut().unwrap() += 32;
+        tensors[index].1 = wrong.clone();
+        let error = model(&tensors).expect_err(name);
+        let LayoutError::WrongShape { tensor, shape, .. } = &error else {
+            panic!("{name}: {error}");
+        };
+        // A wrong table in the head gives a wrong width, which every other tensor contradicts.
+        if name != "head.modulation" {
+            assert_eq!((tensor, shape), (name, &wrong));
+        }
+    }
+    let mut tensors = recorded;
+    tensors[0].1 = vec![1536, 16, 1, 1, 4];
+    assert!(matches!(
+        model(&tensors),
+        Err(LayoutError::WrongShape { .. })
+    ));
+}
+
+#[test]
+fn a_gap_between_blocks_is_named() {
+    let recorded = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    let mut tensors = recorded.clone();
+    tensors.retain(|(name, _)| !name.starts_with("blocks.17."));
+    assert_eq!(
+        model(&tensors).unwrap_err(),
+        LayoutError::MissingBlock {
+            index: 17,
+            block_count: 29,
+            highest: 29
+        }
+    );
+    let mut tensors = recorded.clone();
+    tensors.retain(|(name, _)| !name.starts_with("blocks."));
+    assert!(matches!(
+        model(&tensors),
+        Err(LayoutError::MissingBlock { index: 0, .. })
+    ));
+}
+
+#[test]
+fn an_absurd_block_number_costs_an_error_and_no_memory() {
+    for (number, highest) in [
+        ("4000000000", 4_000_000_000),
+        ("99999999999999999999999", u64::MAX),
+    ] {
+        let mut tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+        tensors.push((format!("blocks.{number}.modulation"), vec![1, 6, 1536]));
+        assert_eq!(
+            model(&tensors).unwrap_err(),
+            LayoutError::MissingBlock {
+                index: 30,
+                block_count: 31,
+                highest
+            }
+        );
+        let checkpoint = Checkpoint::from_tensors(specs(&tensors)).unwrap();
+        assert_eq!(checkpoint.blocks().len(), 31);
+    }
+}
+
+#[test]
+fn a_tensor_of_two_shards_is_an_error() {
+    let twice = [
+        ("head.modulation".to_owned(), vec![1, 2, 8]),
+        ("head.modulation".to_owned(), vec![1, 2, 8]),
+    ];
+    let error = Checkpoint::from_tensors(specs(&twice)).unwrap_err();
+    assert!(
+        matches!(&error, CheckpointError::DuplicateTensor { name, .. } if name == "head.modulation"),
+        "{error}"
+    );
+    assert!(matches!(
+        Checkpoint::open_all(Vec::<std::path::PathBuf>::new()),
+        Err(CheckpointError::NoFiles)
+    ));
+}
+
+#[test]
+fn two_spellings_of_one_tensor_are_an_error() {
+    let mut tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    let mut prefixed: Vec<Shaped> = tensors
+        .iter()
+        .map(|(name, shape)| (format!("net.{name}"), shape.clone()))
+        .collect();
+    prefixed.push(tensors.swap_remove(0));
+    let error = model(&prefixed).unwrap_err();
+    assert!(matches!(error, LayoutError::Model(_)), "{error}");
+}
+
+#[test]
+fn numbered_blocks_of_any_list_are_summed() {
+    let tensors = Recorded::read("native.wan2.1-vace-1.3b").tensors();
+    let checkpoint = Checkpoint::from_tensors(specs(&tensors)).unwrap();
+    let blocks = checkpoint.blocks();
+    assert_eq!(blocks.len(), 45);
+    assert_eq!(blocks[10].name, "blocks.10");
+    assert_eq!(blocks[30].name, "vace_blocks.0");
+    assert_eq!(blocks[30].tensor_count, 31);
+    assert_eq!(blocks[31].tensor_count, 29);
+}

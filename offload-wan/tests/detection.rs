@@ -1,0 +1,269 @@
+//! Which variant a checkpoint is said to be.
+
+mod support;
+
+use offload_wan::{Checkpoint, LayoutError, Naming, PatchEmbedding, Variant};
+use support::{Recorded, Shaped, specs};
+
+fn open(tensors: &[Shaped]) -> Checkpoint {
+    Checkpoint::from_tensors(specs(tensors)).expect("names are unique")
+}
+
+fn names(variants: &[Variant]) -> Vec<&'static str> {
+    variants.iter().map(|variant| variant.name()).collect()
+}
+
+/// The variant, then the alternatives.
+fn detected(tensors: &[Shaped]) -> Vec<&'static str> {
+    let checkpoint = open(tensors);
+    let detection = checkpoint.detection();
+    let variant = detection.variant.expect("is of the family").name();
+    let mut all = vec![variant];
+    all.extend(names(&detection.alternatives));
+    all
+}
+
+const T2V: &[&str] = &["wan2.1-t2v-14b", "wan2.2-t2v-a14b"];
+const I2V22: &[&str] = &["wan2.2-i2v-a14b", "wan2.2-fun-inp-a14b"];
+const I2V21: &[&str] = &["wan2.1-i2v-14b", "wan2.1-fun-inp-14b"];
+const VACE: &[&str] = &["wan2.1-vace-14b", "wan2.2-vace-fun-a14b"];
+
+#[test]
+fn recorded_checkpoints_are_recognised() {
+    let cases: &[(&str, &[&str])] = &[
+        ("native.wan2.1-t2v-1.3b", &["wan2.1-t2v-1.3b"]),
+        ("native.wan2.1-t2v-14b", T2V),
+        ("native.wan2.2-t2v-a14b", T2V),
+        ("native.wan2.1-i2v-14b", I2V21),
+        ("native.wan2.1-flf2v-14b", &["wan2.1-flf2v-14b"]),
+        ("native.wan2.2-i2v-a14b", I2V22),
+        ("native.wan2.2-ti2v-5b", &["wan2.2-ti2v-5b"]),
+        ("native.wan2.2-s2v-14b", &["wan2.2-s2v-14b"]),
+        ("native.wan2.2-animate-14b", &["wan2.2-animate-14b"]),
+        ("native.wan2.1-vace-1.3b", &["wan2.1-vace-1.3b"]),
+        ("native.wan2.1-vace-14b", VACE),
+        ("native.longcat-video", &["longcat-video"]),
+        ("diffusers.wan2.1-t2v-1.3b", &["wan2.1-t2v-1.3b"]),
+        ("diffusers.wan2.1-t2v-14b", T2V),
+        ("diffusers.wan2.1-i2v-14b", I2V21),
+        ("diffusers.wan2.1-flf2v-14b", &["wan2.1-flf2v-14b"]),
+        ("diffusers.wan2.2-i2v-a14b", I2V22),
+        ("diffusers.wan2.2-ti2v-5b", &["wan2.2-ti2v-5b"]),
+        ("diffusers.wan2.2-animate-14b", &["wan2.2-animate-14b"]),
+        ("diffusers.wan2.1-vace-1.3b", &["wan2.1-vace-1.3b"]),
+        ("diffusers.wan2.1-vace-14b", VACE),
+    ];
+    for (file, expected) in cases {
+        let recorded = Recorded::read(file);
+        let tensors = recorded.tensors();
+        assert_eq!(tensors.len(), recorded.tensor_count, "{file}");
+        let checkpoint = open(&tensors);
+        let detection = checkpoint.detection();
+        assert_eq!(&detected(&tensors), expected, "{file}");
+        assert!(detection.exact_size, "{file}");
+        let naming = if file.starts_with("native") {
+            Naming::Native
+        } else {
+            Naming::Diffusers
+        };
+        assert_eq!(detection.naming, Some(naming), "{file}");
+        assert_eq!(detection.patch_embedding, PatchEmbedding::Whole, "{file}");
+    }
+}
+
+#[test]
+fn a_prefix_changes_nothing_but_the_prefix() {
+    let tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    for prefix in [
+        "model.diffusion_model.",
+        "model.model.",
+        "net.",
+        "diffusion_model.",
+    ] {
+        let mut prefixed: Vec<Shaped> = tensors
+            .iter()
+            .map(|(name, shape)| (format!("{prefix}{name}"), shape.clone()))
+            .collect();
+        prefixed.push(("first_stage_model.conv1.bias".to_owned(), vec![16]));
+        let checkpoint = open(&prefixed);
+        assert_eq!(checkpoint.detection().prefix, prefix);
+        assert_eq!(detected(&prefixed), ["wan2.1-t2v-1.3b"]);
+        assert_eq!(checkpoint.unknown(), ["first_stage_model.conv1.bias"]);
+        let model = checkpoint.model().expect("is whole");
+        assert_eq!(model.blocks().len(), 5 + 30);
+    }
+}
+
+#[test]
+fn a_merged_patch_embedding_tells_the_channels_too() {
+    for (file, merged, expected) in [
+        ("native.wan2.2-i2v-a14b", 184_320, I2V22),
+        ("native.wan2.2-ti2v-5b", 147_456, &["wan2.2-ti2v-5b"]),
+    ] {
+        let mut tensors = Recorded::read(file).tensors();
+        let weight = tensors
+            .iter_mut()
+            .find(|(name, _)| name == "patch_embedding.weight")
+            .expect("is recorded");
+        weight.1 = vec![merged, 1, 2, 2];
+        let checkpoint = open(&tensors);
+        assert_eq!(
+            checkpoint.detection().patch_embedding,
+            PatchEmbedding::Merged
+        );
+        assert_eq!(&detected(&tensors), expected);
+        assert!(checkpoint.model().is_ok());
+    }
+}
+
+#[test]
+fn without_a_patch_embedding_every_variant_that_fits_is_named() {
+    let mut tensors = Recorded::read("native.wan2.1-t2v-14b").tensors();
+    tensors.retain(|(name, _)| name != "patch_embedding.weight");
+    let checkpoint = open(&tensors);
+    let detection = checkpoint.detection();
+    assert_eq!(detection.patch_embedding, PatchEmbedding::Missing);
+    assert_eq!(detection.in_channels, None);
+    let all = detected(&tensors);
+    assert_eq!(all[0], "wan2.1-t2v-14b");
+    for other in ["wan2.2-t2v-a14b", "wan2.2-i2v-a14b"] {
+        assert!(all.contains(&other), "{other} is not in {all:?}");
+    }
+    assert!(checkpoint.model().is_ok());
+}
+
+/// A WAN transformer with the counts of `file` and its widths divided.
+fn scaled(file: &str, divide: impl Fn(u64) -> u64) -> Vec<Shaped> {
+    let mut tensors = Recorded::read(file).tensors();
+    for (_, shape) in &mut tensors {
+        for len in shape
+            .iter_mut()
+            .filter(|len| **len >= 1000 && **len != 4096)
+        {
+            *len = divide(*len);
+        }
+    }
+    tensors
+}
+
+#[test]
+fn scaled_widths_are_recognised_by_the_counts() {
+    let tensors = scaled("native.wan2.1-t2v-14b", |len| len / 8);
+    assert_eq!(detected(&tensors), T2V);
+    let checkpoint = open(&tensors);
+    assert!(!checkpoint.detection().exact_size);
+    assert!(checkpoint.model().is_ok());
+    let tensors = scaled("native.wan2.2-ti2v-5b", |len| len / 4);
+    assert_eq!(detected(&tensors), ["wan2.2-ti2v-5b"]);
+}
+
+#[test]
+fn a_block_count_of_no_published_size_gives_the_family() {
+    let few = |file: &str| {
+        let mut tensors = scaled(file, |len| len / 16);
+        tensors.retain(|(name, _)| {
+            !name.starts_with("blocks.") || ["0.", "1.", "2."].contains(&&name[7..9])
+        });
+        tensors
+    };
+    assert_eq!(
+        detected(&few("native.wan2.1-t2v-14b")),
+        ["wan2.1-t2v", "wan2.2-t2v"]
+    );
+    assert_eq!(
+        detected(&few("native.wan2.2-i2v-a14b")),
+        ["wan2.2-i2v", "wan2.2-fun-inp"]
+    );
+    assert_eq!(detected(&few("native.wan2.2-ti2v-5b")), ["wan2.2-ti2v"]);
+}
+
+#[test]
+fn fun_variants_are_told_by_channels_and_modules() {
+    let with_channels = |file: &str, channels: u64, extra: &[&str]| {
+        let mut tensors = Recorded::read(file).tensors();
+        for (name, shape) in &mut tensors {
+            if name == "patch_embedding.weight" {
+                shape[1] = channels;
+            }
+        }
+        for name in extra {
+            tensors.push(((*name).to_owned(), vec![5120, 16, 2, 2]));
+        }
+        tensors
+    };
+    assert_eq!(
+        detected(&with_channels("native.wan2.1-i2v-14b", 48, &[])),
+        ["wan2.1-fun-control-14b"]
+    );
+    assert_eq!(
+        detected(&with_channels(
+            "native.wan2.2-i2v-a14b",
+            52,
+            &["ref_conv.weight"]
+        )),
+        ["wan2.2-fun-control-a14b"]
+    );
+    assert_eq!(
+        detected(&with_channels(
+            "native.wan2.2-i2v-a14b",
+            36,
+            &["control_adapter.conv.weight"]
+        )),
+        ["wan2.2-fun-camera-a14b"]
+    );
+    assert_eq!(
+        detected(&with_channels(
+            "native.wan2.1-i2v-14b",
+            32,
+            &["control_adapter.conv.weight"]
+        )),
+        ["wan2.1-fun-camera-14b"]
+    );
+}
+
+#[test]
+fn unknown_channels_give_no_name_but_a_model() {
+    let mut tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    tensors[0].1[1] = 17;
+    let checkpoint = open(&tensors);
+    let detection = checkpoint.detection();
+    assert_eq!(detection.variant, None);
+    assert_eq!(detection.in_channels, Some(17));
+    assert!(checkpoint.model().is_ok());
+}
+
+#[test]
+fn unsupported_variants_are_refused_by_name() {
+    for (file, expected) in [
+        ("native.wan2.1-vace-14b", "wan2.1-vace-14b"),
+        ("native.wan2.2-animate-14b", "wan2.2-animate-14b"),
+        ("native.wan2.2-s2v-14b", "wan2.2-s2v-14b"),
+        ("native.longcat-video", "longcat-video"),
+        ("diffusers.wan2.1-vace-1.3b", "wan2.1-vace-1.3b"),
+    ] {
+        let error = open(&Recorded::read(file).tensors())
+            .model()
+            .expect_err("has modules without blocks");
+        assert!(
+            matches!(error, LayoutError::UnsupportedVariant { variant } if variant.name() == expected),
+            "{file}: {error}"
+        );
+        assert!(error.to_string().contains(expected));
+    }
+}
+
+#[test]
+fn another_model_is_no_wan_model() {
+    let checkpoint = open(&[
+        ("blk.0.attn_q.weight".to_owned(), vec![64, 64]),
+        ("output.weight".to_owned(), vec![64, 64]),
+    ]);
+    assert_eq!(checkpoint.detection().variant, None);
+    assert_eq!(checkpoint.detection().naming, None);
+    assert!(checkpoint.unknown().is_empty());
+    assert_eq!(
+        checkpoint.model().expect_err("is another model"),
+        LayoutError::NotWan { tensor_count: 2 }
+    );
+    assert_eq!(open(&[]).detection().variant, None);
+}

@@ -1,0 +1,74 @@
+//! Checkpoints made of recorded names and shapes over a sparse file.
+
+use std::path::Path;
+
+use offload_core::encoding::Encoding;
+use offload_core::source::{Source, SourceFile};
+use offload_core::swappable::TensorSpec;
+use serde::Deserialize;
+
+/// Names and shapes of one published checkpoint.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Recorded {
+    pub(crate) tensor_count: usize,
+    tensors: Vec<RecordedTensor>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RecordedTensor {
+    name: String,
+    shape: Vec<u64>,
+    index: Vec<u64>,
+}
+
+/// A tensor yet without bytes.
+pub(crate) type Shaped = (String, Vec<u64>);
+
+impl Recorded {
+    /// Reads `tests/data/NAME.json`.
+    pub(crate) fn read(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/{name}.json"));
+        let text = std::fs::read_to_string(&path).expect("the data is in the repository");
+        serde_json::from_str(&text).expect("the data is sound")
+    }
+
+    /// Every tensor, blocks expanded.
+    pub(crate) fn tensors(&self) -> Vec<Shaped> {
+        let mut all = Vec::new();
+        for tensor in &self.tensors {
+            if tensor.index.is_empty() {
+                all.push((tensor.name.clone(), tensor.shape.clone()));
+            }
+            for index in &tensor.index {
+                let name = tensor.name.replacen("{}", &index.to_string(), 1);
+                all.push((name, tensor.shape.clone()));
+            }
+        }
+        all
+    }
+}
+
+/// bf16 tensors of these shapes, one behind the other in a file that takes no room.
+pub(crate) fn specs(tensors: &[Shaped]) -> Vec<TensorSpec> {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let path = dir.path().join("sparse");
+    let bytes = |shape: &[u64]| Encoding::BF16.bytes_of(shape).expect("shapes are sane");
+    let total: u64 = tensors.iter().map(|(_, shape)| bytes(shape)).sum();
+    std::fs::File::create(&path)
+        .and_then(|file| file.set_len(total))
+        .expect("sparse files are supported");
+    let file = SourceFile::open(&path).expect("it was just made");
+    let mut offset = 0;
+    tensors
+        .iter()
+        .map(|(name, shape)| {
+            let range = offset..offset + bytes(shape);
+            offset = range.end;
+            let source = Source::File {
+                file: file.clone(),
+                range,
+            };
+            TensorSpec::new(name, shape.clone(), Encoding::BF16, source).expect("lengths fit")
+        })
+        .collect()
+}

@@ -1,0 +1,292 @@
+//! The program `inspect`, run as a user runs it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
+
+use offload_core::format::gguf::{Gguf, Writer};
+use offload_wan::{Recipe, SynthesizeSpec, synthesize};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The program, as it is now: running one test alone does not build the examples.
+fn program() -> Command {
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let test = std::env::current_exe().expect("a running test has a path");
+        let profile = test
+            .parent()
+            .and_then(Path::parent)
+            .expect("tests lie in target/PROFILE/deps");
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--example", "inspect"]);
+        build.current_dir(env!("CARGO_MANIFEST_DIR"));
+        build.arg("--target-dir");
+        build.arg(profile.parent().expect("a profile lies in target"));
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        let status = build.status().expect("cargo starts");
+        assert!(status.success(), "inspect does not build");
+        let name = format!("inspect{}", std::env::consts::EXE_SUFFIX);
+        profile.join("examples").join(name)
+    });
+    Command::new(&*BUILT)
+}
+
+fn inspect(arguments: &[&Path]) -> Output {
+    program()
+        .args(arguments)
+        .output()
+        .expect("the program starts")
+}
+
+fn json(files: &[&Path]) -> Value {
+    let mut arguments = files.to_vec();
+    arguments.push(Path::new("--json"));
+    let output = inspect(&arguments);
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).expect("one JSON document and nothing else")
+}
+
+/// Exit status 2, one line on standard error, nothing on standard output.
+#[track_caller]
+fn refused(arguments: &[&Path]) -> String {
+    let output = inspect(arguments);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let line = String::from_utf8(output.stderr).expect("is text");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert!(line.ends_with('\n'), "{line}");
+    line
+}
+
+fn small() -> SynthesizeSpec {
+    SynthesizeSpec {
+        block_count: 3,
+        dim: 256,
+        ffn_dim: 512,
+        ..SynthesizeSpec::default()
+    }
+}
+
+fn checkpoint(dir: &TempDir, spec: &SynthesizeSpec) -> PathBuf {
+    let path = dir.path().join("model.gguf");
+    synthesize(spec, &path).expect("can be written");
+    path
+}
+
+#[test]
+fn a_checkpoint_is_described() {
+    let dir = TempDir::new().unwrap();
+    let path = checkpoint(&dir, &small());
+    let report = json(&[&path]);
+    assert_eq!(report["variant"], "wan2.1-t2v");
+    assert_eq!(report["alternatives"], serde_json::json!(["wan2.2-t2v"]));
+    assert_eq!(report["naming"], "native");
+    assert_eq!(report["tensor_count"], 3 * 27 + 15);
+    assert_eq!(report["problem"], Value::Null);
+    // Per block: q, k, o of two attentions and the first feed-forward matrix; v of both and the second one.
+    assert_eq!(report["encodings"]["Q4_K"], 3 * 7);
+    assert_eq!(report["encodings"]["Q6_K"], 3 * 3);
+    assert_eq!(report["encodings"]["F16"], 6);
+    assert_eq!(report["encodings"]["F32"], 3 * 17 + 9);
+    let blocks = report["blocks"].as_array().unwrap();
+    assert_eq!(blocks.len(), 3);
+    let quants = (6 * 256 * 256 + 256 * 512) / 256 * 144 + (2 * 256 * 256 + 256 * 512) / 256 * 210;
+    let floats = 4 * (8 * 256 + 4 * 256 + 2 * 256 + 512 + 256 + 6 * 256);
+    for (index, block) in blocks.iter().enumerate() {
+        assert_eq!(block["name"], format!("blocks.{index}"));
+        assert_eq!(block["tensor_count"], 27);
+        assert_eq!(block["bytes"], quants + floats);
+    }
+    let total = report["total_bytes"].as_u64().unwrap();
+    let others = report["other_bytes"].as_u64().unwrap();
+    assert_eq!(total, others + 3 * (quants + floats) as u64);
+}
+
+#[test]
+fn the_text_names_the_variant_and_every_block() {
+    let dir = TempDir::new().unwrap();
+    let path = checkpoint(&dir, &small());
+    let output = inspect(&[&path]);
+    assert!(output.status.success() && output.stderr.is_empty());
+    let text = String::from_utf8(output.stdout).unwrap();
+    for word in [
+        "wan2.1-t2v or wan2.2-t2v",
+        "blocks.0",
+        "blocks.2",
+        "Q4_K: 21",
+    ] {
+        assert!(text.contains(word), "{word} is not in\n{text}");
+    }
+}
+
+#[test]
+fn a_variant_of_scaled_width_is_named() {
+    let dir = TempDir::new().unwrap();
+    for name in ["wan2.1-t2v-1.3b", "wan2.1-i2v-14b", "wan2.2-ti2v-5b"] {
+        let variant = offload_wan::Variant::from_name(name).unwrap();
+        let spec = SynthesizeSpec::of_variant(variant, Recipe::Q8_0, 40, 1).unwrap();
+        let report = json(&[&checkpoint(&dir, &spec)]);
+        assert_eq!(report["variant"], name);
+        assert_eq!(report["exact_size"], false);
+        assert_eq!(report["problem"], Value::Null);
+    }
+}
+
+#[test]
+fn a_file_that_is_no_checkpoint_is_refused_in_one_line() {
+    let dir = TempDir::new().unwrap();
+    let good = fs::read(checkpoint(&dir, &small())).unwrap();
+    let bad = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        let line = refused(&[&path]);
+        assert!(line.contains(name), "{line}");
+        line
+    };
+    bad("empty.gguf", b"");
+    bad("short.gguf", b"GG");
+    bad("text.gguf", b"this is not a checkpoint at all");
+    bad("magic.gguf", &good[..4]);
+    bad("header.gguf", &good[..20]);
+    bad("infos.gguf", &good[..4000]);
+    bad("data.gguf", &good[..good.len() - 4096]);
+    let mut version = good.clone();
+    version[4] = 9;
+    bad("version.gguf", &version);
+    let mut counts = good.clone();
+    counts[8..24].fill(0xff);
+    bad("counts.gguf", &counts);
+    let line = bad(
+        "weights.safetensors",
+        b"\x10\x00\x00\x00\x00\x00\x00\x00{\"a\":1}          ",
+    );
+    assert!(line.contains("safetensors"), "{line}");
+
+    let line = refused(&[&dir.path().join("absent.gguf")]);
+    assert!(line.contains("absent.gguf"), "{line}");
+    let line = refused(&[dir.path()]);
+    assert!(line.contains("not a regular file"), "{line}");
+    refused(&[]);
+    refused(&[Path::new("--no-such-option")]);
+}
+
+#[test]
+fn no_broken_header_makes_it_panic() {
+    let dir = TempDir::new().unwrap();
+    let good = fs::read(checkpoint(&dir, &small())).unwrap();
+    let path = dir.path().join("broken.gguf");
+    // Every byte of the fixed header and of what follows it, a step apart.
+    for at in (0..24).chain((24..6000).step_by(97)) {
+        let mut broken = good.clone();
+        broken[at] ^= 0xff;
+        fs::write(&path, &broken).unwrap();
+        let output = inspect(&[&path]);
+        let code = output.status.code();
+        assert!(matches!(code, Some(0 | 2)), "byte {at}: {output:?}");
+        assert_eq!(code == Some(2), output.stdout.is_empty(), "byte {at}");
+    }
+}
+
+#[test]
+fn hostile_files_are_refused_and_odd_ones_shown() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("offload-core/tests/data/gguf_hostile");
+    let mut seen = (0, 0);
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.starts_with("bad_") {
+            let line = refused(&[&path]);
+            assert!(line.contains(&name), "{line}");
+            seen.0 += 1;
+        } else if path
+            .extension()
+            .is_some_and(|extension| extension == "gguf")
+        {
+            let report = json(&[&path]);
+            assert_eq!(report["variant"], Value::Null, "{name}");
+            assert_eq!(report["naming"], Value::Null, "{name}");
+            assert!(inspect(&[&path]).status.success(), "{name}");
+            seen.1 += 1;
+        }
+    }
+    assert!(seen.0 > 30 && seen.1 > 5, "{seen:?}");
+}
+
+#[test]
+fn a_file_of_the_reference_writer_is_described() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("offload-core/tests/data/wan_t2v_d256_q4_k_m.gguf");
+    let report = json(&[&path]);
+    assert_eq!(report["variant"], "wan2.1-t2v");
+    assert_eq!(report["tensor_count"], 96);
+    assert_eq!(report["patch_embedding"], "whole");
+    assert_eq!(report["in_channels"], 16);
+    assert_eq!(report["problem"], Value::Null);
+    assert_eq!(report["blocks"].as_array().unwrap().len(), 3);
+}
+
+/// The checkpoint at `path` without the tensors that `lacks` names, and those alone, as two files.
+fn split(dir: &TempDir, path: &Path, lacks: &str) -> [PathBuf; 2] {
+    let whole = Gguf::open(path).expect("is sound");
+    [false, true].map(|wanted| {
+        let mut writer = Writer::new();
+        let tensors = whole.tensors().iter();
+        for tensor in tensors.filter(|tensor| tensor.name().starts_with(lacks) == wanted) {
+            let len = usize::try_from(tensor.source().len()).expect("is small");
+            let mut bytes = vec![0; len];
+            tensor.source().read(0, &mut bytes).expect("can be read");
+            writer.tensor(tensor.name(), tensor.shape(), tensor.encoding(), bytes);
+        }
+        let part = dir.path().join(format!("part-{wanted}.gguf"));
+        let file = fs::File::create(&part).expect("can be made");
+        writer.write_to(file).expect("can be written");
+        part
+    })
+}
+
+#[test]
+fn several_files_are_one_model_and_a_part_says_what_it_lacks() {
+    let dir = TempDir::new().unwrap();
+    let path = checkpoint(&dir, &small());
+    let [rest, block] = split(&dir, &path, "blocks.1.ffn.");
+    let mut whole = json(&[&path]);
+    let mut both = json(&[&rest, &block]);
+    assert_eq!(whole["problem"].take(), both["problem"].take());
+    assert_eq!(whole, both);
+    let report = json(&[&rest]);
+    let problem = report["problem"].as_str().unwrap();
+    assert!(problem.contains("blocks.1.ffn.0.weight"), "{problem}");
+    assert_eq!(report["variant"], "wan2.1-t2v");
+    assert_eq!(json(&[&block])["variant"], Value::Null);
+}
+
+#[test]
+fn one_file_twice_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let path = checkpoint(&dir, &small());
+    let line = refused(&[&path, &path]);
+    assert!(line.contains("twice"), "{line}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let dir = TempDir::new().unwrap();
+    let path = checkpoint(&dir, &small());
+    for format in [&[][..], &["--json"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = program()
+            .arg(&path)
+            .args(format)
+            .stdout(Stdio::from(writer))
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+    }
+}
