@@ -42,6 +42,9 @@ mod table;
 mod window;
 mod workload;
 
+#[cfg(test)]
+mod exhaustive;
+
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};

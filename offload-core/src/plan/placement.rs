@@ -29,24 +29,31 @@ use std::collections::BTreeMap;
 
 use super::certificate;
 use super::problem::{Evaluation, Placement, Problem};
-use super::spread::{Order, classes_by};
+use super::spread::{Order, Phase, classes_by};
 
 /// Passes that differ by less than this part of the compute time count as equally fast.
 const TIE: f64 = 1e-3;
 
 /// Depths of the window and of staging that are tried.
 const WINDOW_DEPTHS: [usize; 4] = [1, 2, 3, 4];
-const STAGING_DEPTHS: [usize; 2] = [1, 2];
+const STAGING_DEPTHS: [usize; 3] = [1, 2, 3];
 
 /// Numbers of streamed blocks tried beyond the fewest that fit.
 const MORE_STREAMED: usize = 2;
 
+/// Numbers of streamed blocks tried one by one from where residents fit.
+const SCANNED: usize = 16;
+
 /// Sizes above which all blocks stay resident in some order, at most.
 const SIZE_LIMITS: usize = 6;
 
-/// Visits evaluated in each step, all evaluations together; and bounds for the evaluations themselves.
-const VISITS_PER_STEP: usize = 20_000;
-const EVALUATIONS_PER_STEP: std::ops::RangeInclusive<usize> = 48..=2_000;
+/// Starting points of the exchange.
+const STARTS: usize = 4;
+
+/// Work of each step, in visits: an evaluation looks at each visit about [`EVALUATION`] times as long as a sum over
+/// visits does.
+const WORK: usize = 1_000_000;
+const EVALUATION: usize = 32;
 
 /// The placement to plan with. `least` is one that fits in any case.
 pub(super) fn choose(problem: &Problem, budget_bytes: u64, least: Placement) -> Placement {
@@ -78,7 +85,12 @@ struct Family {
 struct Search<'a> {
     problem: &'a Problem<'a>,
     budget_bytes: u64,
+    /// Blocks to choose a form for, in the order of visits.
     free: Vec<usize>,
+    /// The same by ascending seconds that a resident byte saves.
+    worth: Vec<usize>,
+    /// Depths of staging that make a difference.
+    staging_depths: &'static [usize],
     orders: Vec<Order>,
     families: Vec<Family>,
     /// No placement is faster.
@@ -108,6 +120,11 @@ impl<'a> Search<'a> {
             problem,
             budget_bytes,
             free: problem.free(),
+            worth: by_worth(problem),
+            staging_depths: match problem.sizes.iter().any(|sizes| sizes.staging > 0) {
+                true => &STAGING_DEPTHS,
+                false => &STAGING_DEPTHS[..1],
+            },
             orders: orders(problem),
             families: Vec::new(),
             floor_s,
@@ -119,16 +136,20 @@ impl<'a> Search<'a> {
         search
     }
 
-    fn evaluations_left(&self) -> usize {
-        let visits = self
-            .problem
+    /// Visits of all kinds.
+    fn visits(&self) -> usize {
+        self.problem
             .workload
             .kinds
             .iter()
             .map(|kind| kind.visits.len())
-            .sum::<usize>();
-        (VISITS_PER_STEP / visits.max(1))
-            .clamp(*EVALUATIONS_PER_STEP.start(), *EVALUATIONS_PER_STEP.end())
+            .sum::<usize>()
+            .max(1)
+    }
+
+    /// Evaluations in a step.
+    fn evaluations(&self) -> usize {
+        (WORK / EVALUATION / self.visits()).max(32)
     }
 
     fn placement(&self, family: &Family, count: usize) -> Placement {
@@ -147,21 +168,17 @@ impl<'a> Search<'a> {
 
     /// Every order with every pair of depths for which some number of streamed blocks fits.
     fn families(&self) -> Vec<Family> {
-        let staged = self.problem.sizes.iter().any(|sizes| sizes.staging > 0);
-        let staging_depths = if staged { &STAGING_DEPTHS[..] } else { &[1] };
         let mut families = Vec::new();
         for order in 0..self.orders.len() {
             for window_depth in WINDOW_DEPTHS {
-                for &staging_depth in staging_depths {
+                for &staging_depth in self.staging_depths {
                     let mut family = Family {
                         order,
                         window_depth,
                         staging_depth,
                         fewest: 0,
                     };
-                    if let Some(fewest) = first(0, self.free.len(), |count| {
-                        self.fits(&self.placement(&family, count))
-                    }) {
+                    if let Some(fewest) = self.fewest(&family) {
                         family.fewest = fewest;
                         families.push(family);
                     }
@@ -169,6 +186,23 @@ impl<'a> Search<'a> {
             }
         }
         families
+    }
+
+    /// The fewest streamed blocks of a family that fit.
+    ///
+    /// Streaming more frees residents, but may widen the window, so fitting is not monotonic. Residents alone are: from
+    /// where they fit, a few counts are tried one by one, and bisection only has to help where that is not enough.
+    fn fewest(&self, family: &Family) -> Option<usize> {
+        let all = self.free.len();
+        let from = first(0, all, |count| {
+            let streamed = self.placement(family, count).streamed;
+            self.problem.resident_bytes(&streamed) <= self.budget_bytes
+        })?;
+        let fits = |count: usize| self.fits(&self.placement(family, count));
+        (from..=all)
+            .take(SCANNED)
+            .find(|&count| fits(count))
+            .or_else(|| first(from, all, fits))
     }
 
     fn evaluate(&mut self, placement: &Placement) -> Evaluation {
@@ -180,17 +214,12 @@ impl<'a> Search<'a> {
         evaluation
     }
 
-    /// Keeps the placement if it is faster, or as fast to the last digits that matter, and smaller.
-    fn offer(&mut self, placement: Placement) -> bool {
+    /// Keeps the placement if it is better than the best.
+    fn offer(&mut self, placement: Placement) {
         let offer = self.evaluate(&placement);
-        let best = self.best.1;
-        let digits = best.seconds * 1e-9;
-        let better = offer.seconds < best.seconds - digits
-            || (offer.seconds <= best.seconds + digits && offer.arena_bytes < best.arena_bytes);
-        if better {
+        if is_better(offer, self.best.1) {
             self.best = (placement, offer);
         }
-        better
     }
 
     /// Whether the best so far is so close to what any placement can be that looking on is vain.
@@ -218,7 +247,7 @@ impl<'a> Search<'a> {
                 .then_with(|| depth(&b.1).cmp(&depth(&a.1)))
         });
         list.dedup_by(|a, b| a.1 == b.1);
-        for (bound_s, placement) in list.into_iter().take(self.evaluations_left()) {
+        for (bound_s, placement) in list.into_iter().take(self.evaluations()) {
             if bound_s >= self.best.1.seconds || self.is_done() {
                 break;
             }
@@ -226,68 +255,111 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Step 4: single moves from the best, while they gain.
+    /// Step 4: moves from the best of several depths, while they gain.
     fn exchange(&mut self) {
-        let mut left = self.evaluations_left();
-        'again: while !self.is_done() {
-            for placement in self.moves() {
-                if left == 0 {
-                    return;
-                }
-                if self.known.contains_key(&placement)
-                    || self.problem.schedule_bound_s(&placement.streamed) >= self.best.1.seconds
-                    || !self.fits(&placement)
-                {
-                    continue;
-                }
-                left -= 1;
-                if self.offer(placement) {
-                    continue 'again;
-                }
+        let mut starts: Vec<(Placement, Evaluation)> = Vec::new();
+        let mut known: Vec<_> = self.known.iter().map(|(p, e)| (p.clone(), *e)).collect();
+        known.sort_by(|a, b| {
+            (a.1.seconds.total_cmp(&b.1.seconds)).then(a.1.arena_bytes.cmp(&b.1.arena_bytes))
+        });
+        for one in known {
+            let is_new = starts
+                .iter()
+                .all(|(other, _)| depth(other) != depth(&one.0));
+            if is_new && starts.len() < STARTS {
+                starts.push(one);
             }
-            return;
+        }
+        let mut work = WORK;
+        for (mut placement, mut evaluation) in starts {
+            while let Some(better) = self.improve(&placement, evaluation, &mut work) {
+                (placement, evaluation) = better;
+            }
         }
     }
 
-    /// Placements one move away from the best: at any depths a block less is streamed, a pair changes roles, or nothing
-    /// but the depths changes.
-    fn moves(&self) -> impl Iterator<Item = Placement> + use<> {
-        let best = self.best.0.clone();
-        let (out, kept): (Vec<usize>, Vec<usize>) =
-            self.free.iter().partition(|&&block| best.streamed[block]);
-        let singles: Vec<[Option<usize>; 2]> = out.iter().map(|&one| [Some(one), None]).collect();
-        let pairs = out.clone().into_iter().flat_map(move |one| {
-            kept.clone()
-                .into_iter()
-                .map(move |other| [Some(one), Some(other)])
-        });
-        let flips: Vec<[Option<usize>; 2]> = [[None, None]].into_iter().chain(singles).collect();
-        flips.into_iter().chain(pairs).flat_map(move |flip| {
-            let mut placement = best.clone();
-            for block in flip.into_iter().flatten() {
-                placement.streamed[block] = !placement.streamed[block];
+    /// The first placement one move away that is better, if the work lasts so far.
+    fn improve(
+        &mut self,
+        from: &Placement,
+        than: Evaluation,
+        work: &mut usize,
+    ) -> Option<(Placement, Evaluation)> {
+        let visits = self.visits();
+        for made in Move::all(from, &self.free, &self.worth) {
+            for window_depth in WINDOW_DEPTHS.into_iter().rev() {
+                for &staging_depth in self.staging_depths.iter().rev() {
+                    if self.is_done() || *work == 0 {
+                        return None;
+                    }
+                    let mut placement = Placement {
+                        streamed: from.streamed.clone(),
+                        window_depth,
+                        staging_depth,
+                    };
+                    if !self.make(made, &mut placement, work)
+                        || self.known.contains_key(&placement)
+                        || self.problem.schedule_bound_s(&placement.streamed) >= than.seconds
+                    {
+                        continue;
+                    }
+                    *work = work.saturating_sub(EVALUATION * visits);
+                    let evaluation = self.evaluate(&placement);
+                    self.offer(placement.clone());
+                    if is_better(evaluation, than) {
+                        return Some((placement, evaluation));
+                    }
+                }
             }
-            WINDOW_DEPTHS
-                .into_iter()
-                .rev()
-                .flat_map(move |window_depth| {
-                    let placement = placement.clone();
-                    STAGING_DEPTHS
-                        .into_iter()
-                        .rev()
-                        .map(move |staging_depth| Placement {
-                            window_depth,
-                            staging_depth,
-                            ..placement.clone()
-                        })
-                })
-        })
+        }
+        None
+    }
+
+    /// Makes a move, and what else it takes to fit or to use what it frees; whether it then fits.
+    fn make(&self, made: Move, placement: &mut Placement, work: &mut usize) -> bool {
+        let mut fits = |placement: &Placement| {
+            *work = work.saturating_sub(self.visits());
+            self.fits(placement)
+        };
+        match made {
+            Move::Stay => {}
+            Move::Swap(one, other) => {
+                placement.streamed[one] = !placement.streamed[one];
+                placement.streamed[other] = !placement.streamed[other];
+                return fits(placement);
+            }
+            Move::Keep(block) => {
+                placement.streamed[block] = false;
+                for &other in self.worth.iter().filter(|&&other| other != block) {
+                    if placement.streamed[other] {
+                        continue;
+                    }
+                    if fits(placement) {
+                        break;
+                    }
+                    placement.streamed[other] = true;
+                }
+            }
+            Move::Stream(block) => placement.streamed[block] = true,
+        }
+        if !fits(placement) {
+            return false;
+        }
+        for &other in self.worth.iter().rev() {
+            if placement.streamed[other] && made != Move::Stream(other) {
+                placement.streamed[other] = false;
+                if !fits(placement) {
+                    placement.streamed[other] = true;
+                }
+            }
+        }
+        true
     }
 
     /// Step 5: the smallest arena that is as fast.
     fn thrift(&mut self) {
         let limit_s = self.best.1.seconds + self.tie_s;
-        let mut left = self.evaluations_left();
+        let mut left = self.evaluations();
         for index in 0..self.families.len() {
             let family = &self.families[index];
             let all = self.free.len();
@@ -327,6 +399,50 @@ impl<'a> Search<'a> {
     }
 }
 
+/// Whether the first is faster, or as fast to the last digits that matter, and smaller.
+fn is_better(one: Evaluation, than: Evaluation) -> bool {
+    let digits = than.seconds * 1e-9;
+    one.seconds < than.seconds - digits
+        || (one.seconds <= than.seconds + digits && one.arena_bytes < than.arena_bytes)
+}
+
+/// A change of a placement, at any depths.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Move {
+    /// Nothing changes but the depths; room that is left takes more residents.
+    Stay,
+    /// A streamed block becomes resident; residents that are worth least make room.
+    Keep(usize),
+    /// A resident is streamed; streamed blocks that are worth most take its room.
+    Stream(usize),
+    /// A streamed block and a resident change roles.
+    Swap(usize, usize),
+}
+
+impl Move {
+    /// All moves, the most promising ones first. Swaps are many, so none is made before it is asked for.
+    fn all(
+        from: &Placement,
+        free: &[usize],
+        worth: &[usize],
+    ) -> impl Iterator<Item = Self> + use<> {
+        let (out, kept): (Vec<usize>, Vec<usize>) =
+            free.iter().partition(|&&block| from.streamed[block]);
+        let (mut keep, stream): (Vec<usize>, Vec<usize>) =
+            worth.iter().partition(|&&block| from.streamed[block]);
+        keep.reverse();
+        let swaps = out.into_iter().flat_map(move |one| {
+            let kept = kept.clone();
+            kept.into_iter().map(move |other| Self::Swap(one, other))
+        });
+        [Self::Stay]
+            .into_iter()
+            .chain(keep.into_iter().map(Self::Keep))
+            .chain(stream.into_iter().map(Self::Stream))
+            .chain(swaps)
+    }
+}
+
 /// Deep placements first: of those with one bound they are the likeliest to reach it.
 fn depth(placement: &Placement) -> (usize, usize) {
     (placement.window_depth, placement.staging_depth)
@@ -355,14 +471,8 @@ fn orders(problem: &Problem) -> Vec<Order> {
         .free()
         .into_iter()
         .partition(|&block| problem.sizes[block].visited);
-    let mut saved = vec![0.0; problem.sizes.len()];
-    for (kind, costs) in problem.workload.kinds.iter().zip(&problem.costs) {
-        for (index, visit) in kind.visits.iter().enumerate() {
-            // The dearer of the two streams is the one that residents relieve.
-            saved[visit.block] += costs.weight * costs.upload[index].max(costs.decode[index]);
-        }
-    }
-    let per_byte = |block: usize| saved[block] / problem.sizes[block].place as f64;
+    let worth = worth(problem);
+    let per_byte = |block: usize| worth[block];
     let footprint = |block: usize| problem.sizes[block].place + problem.sizes[block].staging;
 
     let mut limits: Vec<u64> = visited.iter().map(|&block| footprint(block)).collect();
@@ -381,15 +491,39 @@ fn orders(problem: &Problem) -> Vec<Order> {
             .partition(|&&block| footprint(block) <= limit);
         let large = classes_by(&large, |block| footprint(block) as f64);
         for small in [vec![small.clone()], classes_by(&small, per_byte)] {
-            let classes = [idle.clone()].into_iter().chain(small).chain(large.clone());
-            let order = Order::new(classes.collect());
-            if !orders.contains(&order) {
-                orders.push(order);
+            for phase in Phase::ALL {
+                let small = small.clone();
+                let classes = [idle.clone()].into_iter().chain(small).chain(large.clone());
+                let order = Order::new(classes.collect(), phase);
+                if !orders.contains(&order) {
+                    orders.push(order);
+                }
             }
         }
     }
     if orders.is_empty() {
-        orders.push(Order::new(vec![idle]));
+        orders.push(Order::new(vec![idle], Phase::First));
     }
     orders
+}
+
+/// Seconds of wire or decoding that a resident byte saves, mean over kinds by weight, per block.
+fn worth(problem: &Problem) -> Vec<f64> {
+    let mut worth = vec![0.0; problem.sizes.len()];
+    for (kind, costs) in problem.workload.kinds.iter().zip(&problem.costs) {
+        for (index, visit) in kind.visits.iter().enumerate() {
+            // The dearer of the two streams is the one that residents relieve.
+            worth[visit.block] += costs.weight * costs.upload[index].max(costs.decode[index])
+                / problem.sizes[visit.block].place.max(1) as f64;
+        }
+    }
+    worth
+}
+
+/// Blocks to choose a form for, by ascending worth.
+fn by_worth(problem: &Problem) -> Vec<usize> {
+    let worth = worth(problem);
+    let mut blocks = problem.free();
+    blocks.sort_by(|&a, &b| worth[a].total_cmp(&worth[b]));
+    blocks
 }

@@ -121,7 +121,7 @@ impl<'a> Problem<'a> {
     }
 
     /// Bytes of residents and remainders.
-    fn resident_bytes(&self, streamed: &[bool]) -> u64 {
+    pub(super) fn resident_bytes(&self, streamed: &[bool]) -> u64 {
         self.sizes
             .iter()
             .zip(streamed)

