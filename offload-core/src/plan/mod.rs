@@ -295,6 +295,48 @@ impl Plan {
     ///
     /// If everything fits, everything is resident. Kinds are weighted by their share.
     ///
+    /// ```
+    /// use offload_core::model::Residency;
+    /// use offload_core::plan::{BlockLoad, Budget, KindLoad, Plan, Rates, Tier, VisitLoad, Workload};
+    ///
+    /// let block = |name: &str| BlockLoad {
+    ///     name: name.to_owned(),
+    ///     residency: Residency::Planned,
+    ///     tier: Tier::Pinned,
+    ///     remainder_bytes: 0,
+    ///     place_bytes: 1 << 20,
+    ///     staging_bytes: 0,
+    /// };
+    /// let visit = |block| VisitLoad {
+    ///     block,
+    ///     wire_bytes: 1 << 20,
+    ///     uploads: 1,
+    ///     compute_s: 1e-3,
+    ///     decode_s: 0.0,
+    /// };
+    /// let workload = Workload {
+    ///     blocks: ["a", "b", "c", "d"].map(block).to_vec(),
+    ///     kinds: vec![KindLoad {
+    ///         name: "full".to_owned(),
+    ///         share: 1.0,
+    ///         visits: (0..4).map(visit).collect(),
+    ///     }],
+    ///     load_staging_bytes: 0,
+    /// };
+    /// let rates = Rates {
+    ///     wire_bytes_per_s: 10e9,
+    ///     upload_latency_s: 10e-6,
+    ///     host_bytes_per_s: 5e9,
+    ///     disk_bytes_per_s: 2e9,
+    /// };
+    /// let plan = Plan::make(&workload, &rates, Budget::Bytes(3 << 20))?;
+    /// // Compute hides every copy, so two places do and the third is left to activations.
+    /// assert_eq!(plan.arena_bytes, 2 << 20);
+    /// assert!(plan.kinds[0].certificate.schedule_gap < 0.01);
+    /// println!("{plan}");
+    /// # Ok::<(), offload_core::plan::PlanError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`PlanError::BudgetTooSmall`] with the least budget that would do; [`PlanError::BadWorkload`] when the workload
     /// or the rates contradict themselves or are out of range.

@@ -50,10 +50,11 @@ const SIZE_LIMITS: usize = 6;
 /// Starting points of the exchange.
 const STARTS: usize = 4;
 
-/// Work of each step, in visits: an evaluation looks at each visit about [`EVALUATION`] times as long as a sum over
-/// visits does.
-const WORK: usize = 1_000_000;
+/// Work of each step, in sums over one visit: an evaluation takes about [`EVALUATION`] sums over all visits, and every
+/// step may take [`FEWEST`] evaluations, however many the visits.
+const WORK: usize = 350_000;
 const EVALUATION: usize = 32;
+const FEWEST: usize = 24;
 
 /// The placement to plan with. `least` is one that fits in any case.
 pub(super) fn choose(problem: &Problem, budget_bytes: u64, least: Placement) -> Placement {
@@ -149,7 +150,7 @@ impl<'a> Search<'a> {
 
     /// Evaluations in a step.
     fn evaluations(&self) -> usize {
-        (WORK / EVALUATION / self.visits()).max(32)
+        (WORK / EVALUATION / self.visits()).max(FEWEST)
     }
 
     fn placement(&self, family: &Family, count: usize) -> Placement {
@@ -270,7 +271,7 @@ impl<'a> Search<'a> {
                 starts.push(one);
             }
         }
-        let mut work = WORK;
+        let mut work = self.evaluations() * EVALUATION * self.visits();
         for (mut placement, mut evaluation) in starts {
             while let Some(better) = self.improve(&placement, evaluation, &mut work) {
                 (placement, evaluation) = better;

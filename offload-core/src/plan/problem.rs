@@ -12,8 +12,12 @@ use super::{
 };
 use crate::model::Residency;
 
-/// A pass that stalls for at most this part of its time is bound by compute.
+/// A pass that computes for longer than it copies or decodes, and stalls for at most this part of its time, is bound by
+/// compute.
 const HIDDEN: f64 = 0.01;
+
+/// Stalls below this part of a pass come from adding up in another order.
+const ROUNDING: f64 = 1e-9;
 
 /// What is known of a block before anything is chosen, in padded bytes.
 #[derive(Debug, Clone, Copy)]
@@ -314,10 +318,15 @@ impl<'a> Problem<'a> {
             certificate::certify(self, kind, &placement.streamed, budget_bytes, timing.pass_s);
         // Rounding of many small sums must not make a pass look faster than its own stream.
         let predicted_pass_s = timing.pass_s.max(certificate.schedule_bound_s);
-        let predicted_stall_s = predicted_pass_s - compute_s;
+        let predicted_stall_s = match predicted_pass_s - compute_s {
+            stall_s if stall_s <= ROUNDING * predicted_pass_s => 0.0,
+            stall_s => stall_s,
+        };
+        let hidden =
+            compute_s >= upload_s.max(decode_s) && predicted_stall_s <= HIDDEN * predicted_pass_s;
         let verdict = if visits.iter().all(|visit| visit.place.is_none()) {
             Verdict::Resident
-        } else if predicted_stall_s <= HIDDEN * predicted_pass_s && compute_s > 0.0 {
+        } else if hidden && compute_s > 0.0 {
             Verdict::ComputeBound
         } else if decode_s > upload_s {
             Verdict::DecodeBound

@@ -65,6 +65,9 @@ impl fmt::Display for Form {
     }
 }
 
+/// Runs of indices written out; what lies beyond is counted.
+const MAX_RUNS: usize = 48;
+
 /// Sorted indices as `0-3, 7, 9-12`.
 fn ranges(indices: impl Iterator<Item = usize>) -> String {
     let mut runs: Vec<(usize, usize)> = Vec::new();
@@ -74,13 +77,22 @@ fn ranges(indices: impl Iterator<Item = usize>) -> String {
             _ => runs.push((index, index)),
         }
     }
-    let texts: Vec<String> = runs
+    let more: usize = runs
         .iter()
+        .skip(MAX_RUNS)
+        .map(|(first, last)| last - first + 1)
+        .sum();
+    let mut texts: Vec<String> = runs
+        .iter()
+        .take(MAX_RUNS)
         .map(|(first, last)| match first == last {
             true => first.to_string(),
             false => format!("{first}-{last}"),
         })
         .collect();
+    if more > 0 {
+        texts.push(format!("and {more} more"));
+    }
     texts.join(", ")
 }
 

@@ -128,11 +128,14 @@ impl Workload {
                 "{bytes} bytes in all, more than the {MAX_BYTES} that can be planned"
             ));
         }
+        self.kinds
+            .iter()
+            .try_for_each(|kind| self.check_kind(kind))?;
         let shares = self.kinds.iter().map(|kind| kind.share).sum::<f64>();
         if !shares.is_finite() {
             return bad(format!("shares of the pass kinds sum to {shares}"));
         }
-        self.kinds.iter().try_for_each(|kind| self.check_kind(kind))
+        Ok(())
     }
 
     fn check_kind(&self, kind: &KindLoad) -> Result<(), PlanError> {

@@ -313,3 +313,37 @@ pub(crate) fn most_live_bytes(plan: &Plan, kind: usize) -> u64 {
     }
     peak
 }
+
+/// Ends of the computes of `passes` passes of one kind, if every operation starts as soon as it may.
+pub(crate) fn pass_ends(plan: &Plan, kind: usize, passes: usize, costs: &[[f64; 3]]) -> Vec<f64> {
+    let of = &plan.kinds[kind];
+    let mut ends: Vec<Vec<[f64; 3]>> = Vec::new();
+    let mut free = [0.0_f64; 3];
+    let mut after_pass: Vec<f64> = Vec::new();
+    let mut computed = Vec::new();
+    for pass in 0..passes {
+        ends.push(vec![[0.0; 3]; of.visits.len()]);
+        for operation in &of.operations {
+            let stage = operation.stage as usize;
+            let mut start = free[stage];
+            if stage < 2 && pass >= 2 {
+                start = start.max(after_pass[pass - 2]);
+            }
+            for one in &operation.after {
+                let before = match one.pass {
+                    PassRef::This => ends[pass][one.visit as usize][one.stage as usize],
+                    PassRef::Previous(of) if of == kind && pass > 0 => {
+                        ends[pass - 1][one.visit as usize][one.stage as usize]
+                    }
+                    PassRef::Previous(_) => 0.0,
+                };
+                start = start.max(before);
+            }
+            free[stage] = start + costs[operation.visit as usize][stage];
+            ends[pass][operation.visit as usize][stage] = free[stage];
+        }
+        after_pass.push(free.into_iter().fold(0.0, f64::max));
+        computed.push(free[2]);
+    }
+    computed
+}

@@ -4,36 +4,41 @@ use offload_core::plan::{Budget, Plan};
 
 use crate::workloads::{uniform, uniform_rates};
 
-/// Largest distance from `max(1, S r / n)` over budgets, where the plan has room for three window places.
-fn worst(count: usize, ratio: f64) -> (f64, u64, u64) {
+/// Largest distance, over budgets of 3 places and more, from what three window places allow at best.
+fn worst(count: usize, ratio: f64) -> f64 {
     let workload = uniform(count, 1024);
-    (3..count as u64)
+    (3..count)
         .map(|places| {
-            let budget = Budget::Bytes(places * 1024);
+            let budget = Budget::Bytes(places as u64 * 1024);
             let plan = Plan::make(&workload, &uniform_rates(1024, ratio), budget).unwrap();
-            let kind = &plan.kinds[0];
-            let streamed = kind
-                .visits
-                .iter()
-                .filter(|visit| visit.place.is_some())
-                .count();
+            let streamed = count - (places - 3);
             let bound = f64::max(1.0, streamed as f64 * ratio / count as f64);
-            (
-                kind.predicted_pass_s / count as f64 / bound - 1.0,
-                places,
-                plan.arena.window.bytes / 1024,
-            )
+            plan.kinds[0].predicted_pass_s / count as f64 / bound - 1.0
         })
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .unwrap()
+        .fold(f64::NEG_INFINITY, f64::max)
+}
+
+/// Ratios of copy to compute, densest where both take about as long, which is where it is hardest.
+const RATIOS: [f64; 12] = [0.5, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 2.0, 2.5, 3.3, 4.0];
+
+#[test]
+fn sixteen_equal_blocks_and_more_are_planned_within_one_percent_of_what_three_places_allow() {
+    for count in [16, 30, 40] {
+        for ratio in RATIOS {
+            let worst = worst(count, ratio);
+            assert!(worst < 0.01, "{count} blocks, ratio {ratio}: {worst:.4}");
+        }
+    }
 }
 
 #[test]
-fn equal_blocks_are_planned_within_one_percent_of_the_bound() {
-    for count in [8, 16, 30, 40] {
-        for ratio in [0.25, 0.5, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0] {
-            let (gap, places, window) = worst(count, ratio);
-            println!("n {count} r {ratio}: gap {gap:.4} at {places} places, window {window}");
+fn with_few_blocks_the_seam_between_passes_weighs_more_but_at_most_two_percent() {
+    // Three places cannot be dealt out evenly to a number of visits that three does not divide, so twice in a pass an
+    // upload has a visit less of a head start: the fewer the visits, the larger a part of the pass this is.
+    for count in [6, 8, 9, 12] {
+        for ratio in RATIOS {
+            let worst = worst(count, ratio);
+            assert!(worst < 0.02, "{count} blocks, ratio {ratio}: {worst:.4}");
         }
     }
 }
