@@ -1,4 +1,5 @@
-//! How long planning takes: 40, 100 and 1000 blocks, where the wire is the limit, where compute is, and where blocks differ.
+//! How long planning takes: 40, 100 and 1000 blocks, where the wire is the limit, where compute is, and where blocks
+//! differ.
 //!
 //! The result is checked once, then timed. `--test` runs each case once.
 

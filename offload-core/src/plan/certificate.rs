@@ -2,10 +2,10 @@
 //!
 //! # Schedule bound
 //!
-//! Given which blocks are streamed, each pass runs all its computes on one in-order stream, its uploads on another, its
-//! decodes on a third. In steady state a pass takes as long as the mean distance between the ends of successive passes on
-//! any stream, and a stream that works for `b` seconds a pass cannot end passes less than `b` apart. So no schedule is
-//! faster than
+//! Given which blocks are streamed, each pass runs all its computes on one in-order stream, its uploads on another,
+//! its decodes on a third. In steady state a pass takes as long as the mean distance between the ends of successive
+//! passes on any stream, and a stream that works for `b` seconds a pass cannot end passes less than `b` apart. So no
+//! schedule is faster than
 //!
 //! ```text
 //! max(sum of computes, sum of streamed uploads, sum of streamed decodes)
@@ -26,8 +26,8 @@
 //! resident. What `R` saves is at most the value of the knapsack of capacity `K` in which each free block has weight
 //! `place` and worth its upload seconds in this kind; the 0-1 knapsack is at most the fractional one, which is filled
 //! by descending worth per byte. Hence the pass takes at least `U - fractional`, by the schedule bound; likewise for
-//! decodes, with their own optimal filling (so the two are separate relaxations, and their larger one is a bound even if no
-//! placement attains both). Both hold beside `C`:
+//! decodes, with their own optimal filling (so the two are separate relaxations, and their larger one is a bound even
+//! if no placement attains both). Both hold beside `C`:
 //!
 //! ```text
 //! max(C, U - fractional(uploads), D - fractional(decodes))
@@ -84,8 +84,8 @@ pub(super) fn placement_bound_s(problem: &Problem, kind: usize, budget_bytes: u6
         .max(costs.compute_s)
 }
 
-/// Seconds of `seconds`, one per visit, that are left when the blocks that save most per byte are resident up to `capacity`
-/// bytes, the last of them in part.
+/// Seconds of `seconds`, one per visit, that are left when the blocks that save most per byte are resident up to
+/// `capacity` bytes, the last of them in part.
 fn relaxed_s(problem: &Problem, kind: usize, capacity: u64, seconds: &[f64]) -> f64 {
     let mut worth = vec![0.0; problem.sizes.len()];
     for (visit, seconds) in problem.workload.kinds[kind].visits.iter().zip(seconds) {

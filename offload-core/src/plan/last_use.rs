@@ -1,8 +1,8 @@
 //! Who used a byte range last. It orders nothing by itself; `schedule` turns its answers into fences.
 //!
-//! The plain version scans earlier visits backwards until one overlaps: quadratic when overlaps are far apart or absent.
-//! Here the region is cut into segments that each remember their latest user; using a range repaints its segments, and
-//! equal neighbours merge, so that about as many segments remain as there are places side by side.
+//! The plain version scans earlier visits backwards until one overlaps: quadratic when overlaps are far apart or
+//! absent. Here the region is cut into segments that each remember their latest user; using a range repaints its
+//! segments, and equal neighbours merge, so that about as many segments remain as there are places side by side.
 
 use super::Place;
 

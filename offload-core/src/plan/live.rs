@@ -1,13 +1,13 @@
 //! How many window bytes hold something live. It counts; it reserves nothing.
 //!
 //! A place is *live* from the submission of its first write (the decode, or the upload of what arrives as stored) to
-//! the submission of the compute of the same visit. A write is submitted only after the compute that last read its range
-//! was, so live places never overlap, and their sum never exceeds the window.
+//! the submission of the compute of the same visit. A write is submitted only after the compute that last read its
+//! range was, so live places never overlap, and their sum never exceeds the window.
 //!
 //! The high-water mark is what the most eager executor reaches: it submits every upload and decode, in the order of
 //! their streams, as soon as what they wait for was submitted, also for the next pass, and computes one visit after
-//! another. Uploads of a pass are submitted at the earliest while the pass before is under way. An executor that submits
-//! later, or is not told what comes next, stays at or below it.
+//! another. Uploads of a pass are submitted at the earliest while the pass before is under way. An executor that
+//! submits later, or is not told what comes next, stays at or below it.
 
 use super::{Operation, PassRef, Stage, VisitPlan};
 

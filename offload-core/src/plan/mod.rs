@@ -29,6 +29,7 @@
 
 mod certificate;
 mod cost;
+mod exchange;
 mod json;
 mod last_use;
 mod least;

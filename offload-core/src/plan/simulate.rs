@@ -3,16 +3,16 @@
 //! # Model
 //!
 //! Three streams, each in order. An operation starts when its stream is free and everything that it waits for has
-//! ended; it takes its cost. Submission is never late. Passes of one kind follow one another; before the first upload of
-//! pass `p` the upload and decode streams wait for the end of pass `p - 2`, as in the executor.
+//! ended; it takes its cost. Submission is never late. Passes of one kind follow one another; before the first upload
+//! of pass `p` the upload and decode streams wait for the end of pass `p - 2`, as in the executor.
 //!
 //! # Steady state
 //!
 //! All of this is "latest of, plus": a max-plus linear system, whose passes in the end repeat, shifted by a constant,
 //! after a transient. Two passes together hold all that later ones depend on. When both repeat those of `c` passes
-//! before, shifted by one number, the pass takes that number over `c`: exact. Near a tie of wire and compute the transient
-//! may be long; after [`MAX_PASSES`] the mean over the second half is taken, of the slowest stream. It is off by at
-//! most the time that the window can hold back, over the passes of that half.
+//! before, shifted by one number, the pass takes that number over `c`: exact. Near a tie of wire and compute the
+//! transient may be long; after [`MAX_PASSES`] the mean over the second half is taken, of the slowest stream. It is
+//! off by at most the time that the window can hold back, over the passes of that half.
 //!
 //! Either way the result is a mean distance between ends of one stream, which is in order, so it is at least the sum of
 //! that stream's costs. `certificate` relies on this.
@@ -76,8 +76,8 @@ impl Program {
         }
     }
 
-    /// Replays one pass. `ends` holds this pass in its first half and the pass before in the second; `free` is when each
-    /// stream becomes free.
+    /// Replays one pass. `ends` holds this pass in its first half and the pass before in the second; `free` is when
+    /// each stream becomes free.
     fn pass(&self, ends: &mut [f64], free: &mut [f64; 3]) {
         let mut from = 0;
         for &(stream, slot, cost, to) in &self.operations {

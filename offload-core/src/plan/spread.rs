@@ -9,8 +9,10 @@
 //! across the seam of passes. Of the rotations of this pattern, this one has a resident at the very end of the pass:
 //! there the window's places may repeat early (0, 1, 2, 0, 1, 2, 1), and the resident hides part of what that costs.
 //! Measured over 40 equal blocks in three places, a copy taking 1.1 or 1.25 computes: at most 0.7 % above the bound,
-//! where the pattern centred in the pass, `floor((2k + 1) n / 2s)`, is up to 1.3 % above. With unlike blocks either may be
-//! the better one, so both are offered.
+//! where the pattern centred in the pass, `floor((2k + 1) n / 2s)`, is up to 1.3 % above. With unlike blocks either
+//! may be the better one, so both are offered.
+
+use super::problem::Problem;
 
 /// Where in the pass an even pattern begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +24,7 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    pub(super) const ALL: [Self; 2] = [Self::First, Self::Centred];
+    const ALL: [Self; 2] = [Self::First, Self::Centred];
 }
 
 /// Classes of blocks in the order in which they are streamed.
@@ -78,6 +80,72 @@ pub(super) fn classes_by(blocks: &[usize], key: impl Fn(usize) -> f64) -> Vec<Ve
             class.into_iter().map(|(_, block)| block).collect()
         })
         .collect()
+}
+
+/// Sizes above which all blocks stay resident in some order, at most.
+const SIZE_LIMITS: usize = 6;
+
+/// The orders of streaming that are tried, without repetition.
+pub(super) fn orders(problem: &Problem) -> Vec<Order> {
+    let (visited, idle): (Vec<usize>, Vec<usize>) = problem
+        .free()
+        .into_iter()
+        .partition(|&block| problem.sizes[block].visited);
+    let worth = worth(problem);
+    let per_byte = |block: usize| worth[block];
+    let footprint = |block: usize| problem.sizes[block].place + problem.sizes[block].staging;
+
+    let mut limits: Vec<u64> = visited.iter().map(|&block| footprint(block)).collect();
+    limits.sort_unstable();
+    limits.dedup();
+    let distinct = limits.len();
+    let wanted = distinct.min(SIZE_LIMITS);
+    let limits = (1..=wanted)
+        .rev()
+        .map(|nth| limits[nth * distinct / wanted - 1]);
+
+    let mut orders: Vec<Order> = Vec::new();
+    for limit in limits {
+        let (small, large): (Vec<usize>, Vec<usize>) = visited
+            .iter()
+            .partition(|&&block| footprint(block) <= limit);
+        let large = classes_by(&large, |block| footprint(block) as f64);
+        for small in [vec![small.clone()], classes_by(&small, per_byte)] {
+            for phase in Phase::ALL {
+                let small = small.clone();
+                let classes = [idle.clone()].into_iter().chain(small).chain(large.clone());
+                let order = Order::new(classes.collect(), phase);
+                if !orders.contains(&order) {
+                    orders.push(order);
+                }
+            }
+        }
+    }
+    if orders.is_empty() {
+        orders.push(Order::new(vec![idle], Phase::First));
+    }
+    orders
+}
+
+/// Seconds of wire or decoding that a resident byte saves, mean over kinds by weight, per block.
+fn worth(problem: &Problem) -> Vec<f64> {
+    let mut worth = vec![0.0; problem.sizes.len()];
+    for (kind, costs) in problem.workload.kinds.iter().zip(&problem.costs) {
+        for (index, visit) in kind.visits.iter().enumerate() {
+            // The dearer of the two streams is the one that residents relieve.
+            worth[visit.block] += costs.weight * costs.upload[index].max(costs.decode[index])
+                / problem.sizes[visit.block].place.max(1) as f64;
+        }
+    }
+    worth
+}
+
+/// Blocks to choose a form for, by ascending worth.
+pub(super) fn by_worth(problem: &Problem) -> Vec<usize> {
+    let worth = worth(problem);
+    let mut blocks = problem.free();
+    blocks.sort_by(|&a, &b| worth[a].total_cmp(&worth[b]));
+    blocks
 }
 
 #[cfg(test)]

@@ -8,19 +8,20 @@
 //!
 //! # Offsets
 //!
-//! The plain version is a ring: each place begins where the one before ended. It wastes the end of the region when sizes
-//! differ, and at the seam between passes: with 4 visits and room for 3 places, the places 0, 1, 2, 0 make the first
-//! visit of the next pass wait for the last of this one. So this is a small register allocator instead. Each visit takes
-//! the offset for which the nearer of two visits is as far away as can be: the latest earlier one that it overlaps, and,
-//! near the end of the pass, the first one of the next pass. Example: 0, 1, 2, 1, where both are 2 visits away.
+//! The plain version is a ring: each place begins where the one before ended. It wastes the end of the region when
+//! sizes differ, and at the seam between passes: with 4 visits and room for 3 places, the places 0, 1, 2, 0 make the
+//! first visit of the next pass wait for the last of this one. So this is a small register allocator instead. Each
+//! visit takes the offset for which the nearer of two visits is as far away as can be: the latest earlier one that it
+//! overlaps, and, near the end of the pass, the first one of the next pass. Example: 0, 1, 2, 1, where both are 2
+//! visits away.
 //!
 //! Offsets worth trying touch something: an end of the region, or the start or end of a place nearby.
 //!
 //! Equal offers are decided in several ways, each for the whole pass, and the best outcome is kept. *Low* takes the
-//! lowest offset: right when sizes are equal. The others are content with the depth as distance, and then care for the
-//! room that is left: *ends* prefers to touch an end of the region, which at depth 2 keeps any two neighbours apart whatever
-//! their sizes; *near* prefers to touch the newest place, so that what becomes free next is in one piece. Greedy, so
-//! not optimal for mixed sizes at depths above 2; what it costs shows in the predicted pass.
+//! lowest offset: right when sizes are equal. The others are content with the depth as distance, and then care for
+//! the room that is left: *ends* prefers to touch an end of the region, which at depth 2 keeps any two neighbours
+//! apart whatever their sizes; *near* prefers to touch the newest place, so that what becomes free next is in one
+//! piece. Greedy, so not optimal for mixed sizes at depths above 2; what it costs shows in the predicted pass.
 
 use std::cmp::Reverse;
 

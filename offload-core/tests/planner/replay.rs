@@ -2,9 +2,9 @@
 //!
 //! Three in-order streams run several passes, of any kinds, with some visits skipped. The only order between two
 //! operations is: the same stream, a dependency of the plan, or the executor's rule that uploads and decodes of pass
-//! `p` wait for the end of pass `p - 2`. From that a vector clock is computed for each operation. Two operations that touch
-//! a common byte, at least one of them writing, must be ordered; otherwise some interleaving races. If all are, every
-//! interleaving has the outcome of any one, and that one is replayed byte range by byte range.
+//! `p` wait for the end of pass `p - 2`. From that a vector clock is computed for each operation. Two operations that
+//! touch a common byte, at least one of them writing, must be ordered; otherwise some interleaving races. If all are,
+//! every interleaving has the outcome of any one, and that one is replayed byte range by byte range.
 
 use offload_core::plan::{PassRef, Place, Plan, Stage};
 
