@@ -254,45 +254,75 @@ impl<'a> Search<'a> {
     }
 
     /// Step 5: the smallest arena that is as fast.
+    ///
+    /// The largest number of streamed blocks whose bound is good enough is tried first, in each family: where compute
+    /// hides everything it is the answer, and what it takes rules out most of what bisection would look at.
     fn thrift(&mut self) {
         let limit_s = self.best.1.seconds + self.tie_s;
-        let mut left = self.evaluations();
-        for index in 0..self.families.len() {
+        let mut left = 2 * self.evaluations();
+        let mut ends: Vec<(u64, usize, usize)> = self
+            .families
+            .iter()
+            .enumerate()
+            .filter_map(|(index, family)| {
+                let too_many = first(family.fewest, self.free.len() + 1, |count| {
+                    count > self.free.len()
+                        || self
+                            .problem
+                            .schedule_bound_s(&self.placement(family, count).streamed)
+                            > limit_s
+                })?;
+                let most = too_many
+                    .checked_sub(1)
+                    .filter(|&most| most >= family.fewest)?;
+                let arena_bytes = self.problem.arena_bytes(&self.placement(family, most));
+                Some((arena_bytes, index, most))
+            })
+            .collect();
+        ends.sort_unstable();
+        let mut slow = Vec::new();
+        for (arena_bytes, index, most) in ends {
+            // Fewer streamed blocks of this family take still more, and so do all families after it.
+            if left == 0 || arena_bytes >= self.best.1.arena_bytes {
+                break;
+            }
+            if !self.is_as_good(index, most, limit_s, &mut left) {
+                slow.push((index, most));
+            }
+        }
+        for (index, most) in slow {
             let family = &self.families[index];
-            let all = self.free.len();
-            // More streamed blocks than this are too slow whatever the schedule.
-            let Some(too_many) = first(family.fewest, all + 1, |count| {
-                count > all
-                    || self
-                        .problem
-                        .schedule_bound_s(&self.placement(family, count).streamed)
-                        > limit_s
-            }) else {
-                continue;
-            };
             // Fewer than this take no less memory than what is known.
-            let Some(enough) = first(family.fewest, all, |count| {
+            let Some(enough) = first(family.fewest, most, |count| {
                 self.problem.arena_bytes(&self.placement(family, count)) < self.best.1.arena_bytes
             }) else {
                 continue;
             };
-            let (mut good, mut bad) = (enough, too_many);
-            let mut next = too_many.saturating_sub(1);
+            let (mut good, mut bad) = (enough, most);
             while good < bad && left > 0 {
-                let placement = self.placement(&self.families[index], next);
-                left -= 1;
-                let evaluation = self.evaluate(&placement);
-                if evaluation.seconds <= limit_s {
-                    if evaluation.arena_bytes < self.best.1.arena_bytes {
-                        self.best = (placement, evaluation);
-                    }
-                    good = next + 1;
+                let middle = good + (bad - good) / 2;
+                if self.is_as_good(index, middle, limit_s, &mut left) {
+                    good = middle + 1;
                 } else {
-                    bad = next;
+                    bad = middle;
                 }
-                next = good + bad.saturating_sub(good) / 2;
             }
         }
+    }
+
+    /// Whether so many streamed blocks of a family are fast enough; if also smaller than the best, they are the best.
+    fn is_as_good(&mut self, family: usize, count: usize, limit_s: f64, left: &mut usize) -> bool {
+        let placement = self.placement(&self.families[family], count);
+        *left -= usize::from(!self.known.contains_key(&placement));
+        let evaluation = self.evaluate(&placement);
+        let is_fast = evaluation.seconds <= limit_s;
+        if is_fast
+            && evaluation.arena_bytes < self.best.1.arena_bytes
+            && evaluation.arena_bytes <= self.budget_bytes
+        {
+            self.best = (placement, evaluation);
+        }
+        is_fast
     }
 }
 
