@@ -113,8 +113,11 @@ fn all(problem: &Problem) -> Vec<(Placement, Evaluation)> {
     all
 }
 
-/// Distances of the chosen from the best placement, over seeds and budgets.
-fn compare(like: bool, seeds: u64) -> Vec<f64> {
+/// A way to choose a placement within a budget.
+type Choose = fn(&Problem, u64, Placement) -> Placement;
+
+/// By which part the chosen placement is slower than the best one, ascending, over seeds and budgets.
+fn compare(like: bool, seeds: u64, choose: Choose) -> Vec<f64> {
     let mut excess = Vec::new();
     for seed in 0..seeds {
         let workload = workload(seed, like);
@@ -150,7 +153,7 @@ fn compare(like: bool, seeds: u64) -> Vec<f64> {
                 bound <= best * (1.0 + 1e-9),
                 "seed {seed}, budget {budget}: best {best}, bound {bound}"
             );
-            let chosen = placement::choose(&problem, budget, least.placement.clone());
+            let chosen = choose(&problem, budget, least.placement.clone());
             let chosen = problem.evaluate(&chosen);
             assert!(chosen.arena_bytes <= budget, "seed {seed}, budget {budget}");
             if best > 0.0 {
@@ -162,20 +165,26 @@ fn compare(like: bool, seeds: u64) -> Vec<f64> {
     excess
 }
 
-/// Part of the time by which a chosen placement may exceed the best one. Measured over 400 seeds and 5 budgets each:
-/// 0.97 % where blocks are like, 0.07 % where they are not.
-const MARGIN: f64 = 0.01;
-
 #[test]
-fn like_blocks_are_placed_nearly_as_well_as_by_trying_everything() {
-    let excess = compare(true, 200);
-    assert!(*excess.last().unwrap() < MARGIN, "{excess:?}");
+fn few_blocks_are_placed_as_well_as_can_be_but_for_ties() {
+    for like in [true, false] {
+        let excess = compare(like, 100, placement::choose);
+        let worst = excess.last().unwrap();
+        assert!(*worst <= 1e-3 + 1e-9, "like: {like}, worst {worst}");
+    }
 }
 
 #[test]
-fn unlike_blocks_are_placed_nearly_as_well_as_by_trying_everything() {
-    let excess = compare(false, 200);
-    assert!(*excess.last().unwrap() < MARGIN, "{excess:?}");
+fn what_is_done_for_many_blocks_is_seldom_more_than_one_percent_off_for_few() {
+    for like in [true, false] {
+        let excess = compare(like, 200, placement::choose_among_many);
+        let off = excess.iter().filter(|&&one| one > 0.01).count();
+        assert!(
+            off * 1000 <= excess.len(),
+            "like: {like}, {off} of {} are off",
+            excess.len()
+        );
+    }
 }
 
 /// Largest distance from `max(1, S r / n)` over the numbers of streamed blocks, all of them evenly spread.
