@@ -1,14 +1,56 @@
 //! The planner: what is resident, what is streamed, where it lies, in which order it moves, and how far that is from
 //! the best there can be.
 //!
-//! Pure: no I/O, thread, clock or device. The same inputs give the same plan.
+//! Pure: no I/O, thread, clock or device. The same inputs give the same plan. It moves nothing and measures nothing:
+//! the executor does the first, whoever fills in [`Workload`] and [`Rates`] the second.
+//!
+//! # How a plan comes about
+//!
+//! 1. `workload`: inputs are checked once, here; later arithmetic cannot overflow.
+//! 2. `cost`: bytes become seconds for each operation of each visit.
+//! 3. `least`: the smallest arena for which any plan exists.
+//! 4. `placement`: which blocks are resident, and how deep window and staging are. Every candidate passes through one
+//!    function, `Problem::evaluate`, which does what the finished plan does:
+//!    `window` gives each streamed visit a place, `schedule` the operations and their fences, `simulate` the seconds.
+//! 5. `certificate`: lower bounds with their proofs, so that the distance of the plan from the best possible is known.
+//!
+//! # Streams
+//!
+//! Uploads run in visit order on one queue, decodes on a second, computes on the third. What one queue orders needs no
+//! fence; everything else is a [`Dependency`]. Passes follow one another without a gap: the head of the next pass is
+//! fetched while the tail of this one computes, into the same offsets, so a fence may point into the pass before.
+//! Fences never reach further back than that. The executor sees to the rest: before the first upload of pass `p` the
+//! upload and decode streams wait for the end of pass `p - 2`.
+//!
+//! A skipped visit computes nothing, but its compute event is still recorded in order and what was uploaded for it is
+//! still decoded. So the latest reader stands for all readers before it, and the writers need a fence of their own.
 
+#![deny(unsafe_code)]
+
+mod certificate;
+mod cost;
+mod exchange;
+mod json;
+mod last_use;
+mod least;
+mod live;
+mod placement;
+mod problem;
+mod schedule;
+mod simulate;
+mod spread;
+mod table;
+mod window;
 mod workload;
+
+#[cfg(test)]
+mod exhaustive;
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+pub use live::LiveWindow;
 pub use workload::{BlockLoad, Budget, KindLoad, Rates, Tier, VisitLoad, Workload};
 
 /// Every planned range begins at a multiple of this many bytes.
@@ -247,4 +289,95 @@ pub struct Plan {
     pub arena_bytes: u64,
     /// The most bytes that hold something live at once, when uploads are submitted as early as the fences allow.
     pub high_water_bytes: u64,
+}
+
+impl Plan {
+    /// The plan with the shortest predicted passes that fits `budget`; of equally fast ones, the smallest.
+    ///
+    /// If everything fits, everything is resident. Kinds are weighted by their share.
+    ///
+    /// ```
+    /// use offload_core::model::Residency;
+    /// use offload_core::plan::{BlockLoad, Budget, KindLoad, Plan, Rates, Tier, VisitLoad, Workload};
+    ///
+    /// let block = |name: &str| BlockLoad {
+    ///     name: name.to_owned(),
+    ///     residency: Residency::Planned,
+    ///     tier: Tier::Pinned,
+    ///     remainder_bytes: 0,
+    ///     place_bytes: 1 << 20,
+    ///     staging_bytes: 0,
+    /// };
+    /// let visit = |block| VisitLoad {
+    ///     block,
+    ///     wire_bytes: 1 << 20,
+    ///     uploads: 1,
+    ///     compute_s: 1e-3,
+    ///     decode_s: 0.0,
+    /// };
+    /// let workload = Workload {
+    ///     blocks: ["a", "b", "c", "d"].map(block).to_vec(),
+    ///     kinds: vec![KindLoad {
+    ///         name: "full".to_owned(),
+    ///         share: 1.0,
+    ///         visits: (0..4).map(visit).collect(),
+    ///     }],
+    ///     load_staging_bytes: 0,
+    /// };
+    /// let rates = Rates {
+    ///     wire_bytes_per_s: 10e9,
+    ///     upload_latency_s: 10e-6,
+    ///     host_bytes_per_s: 5e9,
+    ///     disk_bytes_per_s: 2e9,
+    /// };
+    /// let plan = Plan::make(&workload, &rates, Budget::Bytes(3 << 20))?;
+    /// // Compute hides every copy, so two places do and the third is left to activations.
+    /// assert_eq!(plan.arena_bytes, 2 << 20);
+    /// assert!(plan.kinds[0].certificate.schedule_gap < 0.01);
+    /// println!("{plan}");
+    /// # Ok::<(), offload_core::plan::PlanError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`PlanError::BudgetTooSmall`] with the least budget that would do; [`PlanError::BadWorkload`] when the workload
+    /// or the rates contradict themselves or are out of range.
+    pub fn make(workload: &Workload, rates: &Rates, budget: Budget) -> Result<Self, PlanError> {
+        workload.check()?;
+        rates.check()?;
+        let problem = problem::Problem::new(workload, rates)?;
+        let least = least::least(&problem);
+        let budget_bytes = match budget {
+            Budget::Least => least.arena_bytes,
+            Budget::Bytes(bytes) if bytes < least.arena_bytes => {
+                return Err(PlanError::BudgetTooSmall {
+                    budget_bytes: bytes,
+                    least_bytes: least.arena_bytes,
+                });
+            }
+            Budget::Bytes(bytes) => bytes,
+        };
+        let placement = placement::choose(&problem, budget_bytes, least.placement);
+        Ok(problem.plan(&placement, budget_bytes))
+    }
+
+    /// The plan without the dependencies of one fence: for tests which show that the fence is needed.
+    #[doc(hidden)]
+    pub fn without_fence(&self, fence: Fence) -> Self {
+        let mut plan = self.clone();
+        for kind in &mut plan.kinds {
+            for operation in &mut kind.operations {
+                operation
+                    .after
+                    .retain(|dependency| dependency.fence != fence);
+            }
+        }
+        plan
+    }
+}
+
+/// `bytes` up to the next multiple of [`PLACE_ALIGN`].
+///
+/// Callers pass at most the sums that [`Workload`] was checked for.
+fn padded(bytes: u64) -> u64 {
+    bytes.next_multiple_of(PLACE_ALIGN)
 }

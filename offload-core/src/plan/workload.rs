@@ -2,7 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::PlanError;
 use crate::model::Residency;
+
+/// The most bytes that all blocks may have together, and the most over the wire in a pass of a kind. Far above any
+/// machine, and so far below `u64::MAX` that sums of a few such numbers cannot overflow.
+const MAX_BYTES: u128 = 1 << 60;
+
+/// The most seconds that the operations of a pass may take together; sums over many passes stay exact enough.
+pub(super) const MAX_SECONDS: f64 = 1e12;
 
 /// Where encoded bytes come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -90,4 +98,122 @@ pub enum Budget {
     Bytes(u64),
     /// As few as will do.
     Least,
+}
+
+impl Workload {
+    /// Whether the planner can count on what it is told.
+    pub(super) fn check(&self) -> Result<(), PlanError> {
+        let bad = |reason: String| Err(PlanError::BadWorkload { reason });
+        if self.blocks.is_empty() {
+            return bad("there is no block".to_owned());
+        }
+        if self.kinds.is_empty() {
+            return bad("there is no pass kind".to_owned());
+        }
+        let bytes = self
+            .blocks
+            .iter()
+            .flat_map(|block| {
+                [
+                    block.remainder_bytes,
+                    block.place_bytes,
+                    block.staging_bytes,
+                ]
+            })
+            .chain([self.load_staging_bytes])
+            .map(u128::from)
+            .sum::<u128>();
+        if bytes > MAX_BYTES {
+            return bad(format!(
+                "{bytes} bytes in all, more than the {MAX_BYTES} that can be planned"
+            ));
+        }
+        self.kinds
+            .iter()
+            .try_for_each(|kind| self.check_kind(kind))?;
+        let shares = self.kinds.iter().map(|kind| kind.share).sum::<f64>();
+        if !shares.is_finite() {
+            return bad(format!("shares of the pass kinds sum to {shares}"));
+        }
+        Ok(())
+    }
+
+    fn check_kind(&self, kind: &KindLoad) -> Result<(), PlanError> {
+        let name = &kind.name;
+        let bad = |reason: String| Err(PlanError::BadWorkload { reason });
+        if !(kind.share > 0.0 && kind.share.is_finite()) {
+            return bad(format!("pass kind {name} has the share {}", kind.share));
+        }
+        if u32::try_from(kind.visits.len()).is_err() {
+            return bad(format!("pass kind {name} has {} visits", kind.visits.len()));
+        }
+        let mut wire = 0_u128;
+        for (index, visit) in kind.visits.iter().enumerate() {
+            let Some(block) = self.blocks.get(visit.block) else {
+                return bad(format!(
+                    "visit {index} of pass kind {name} is to block {} of {}",
+                    visit.block,
+                    self.blocks.len()
+                ));
+            };
+            for (what, seconds) in [("computes", visit.compute_s), ("decodes", visit.decode_s)] {
+                if !(0.0..=MAX_SECONDS).contains(&seconds) {
+                    return bad(format!(
+                        "visit {index} of pass kind {name} {what} for {seconds} seconds"
+                    ));
+                }
+            }
+            let room = match block.staging_bytes {
+                0 => block.place_bytes,
+                staging => staging,
+            };
+            if block.place_bytes > 0 && visit.wire_bytes > room {
+                return bad(format!(
+                    "visit {index} of pass kind {name} brings {} bytes, block {} has room for {room}",
+                    visit.wire_bytes, block.name
+                ));
+            }
+            wire += u128::from(visit.wire_bytes);
+        }
+        if wire > MAX_BYTES {
+            return bad(format!(
+                "pass kind {name} brings {wire} bytes, more than the {MAX_BYTES} that can be planned"
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Rates {
+    /// Whether the planner can divide by what it is told.
+    pub(super) fn check(&self) -> Result<(), PlanError> {
+        let rates = [
+            ("wire", self.wire_bytes_per_s),
+            ("host", self.host_bytes_per_s),
+            ("disk", self.disk_bytes_per_s),
+        ];
+        for (what, rate) in rates {
+            if !(rate > 0.0 && rate.is_finite()) {
+                return Err(PlanError::BadWorkload {
+                    reason: format!("{what} rate of {rate} bytes a second"),
+                });
+            }
+        }
+        if !(0.0..=MAX_SECONDS).contains(&self.upload_latency_s) {
+            return Err(PlanError::BadWorkload {
+                reason: format!("upload latency of {} seconds", self.upload_latency_s),
+            });
+        }
+        Ok(())
+    }
+
+    /// Seconds of one visit's uploads.
+    pub(super) fn upload_s(&self, tier: Tier, wire_bytes: u64, uploads: u32) -> f64 {
+        let rate = match tier {
+            Tier::Pinned => self.wire_bytes_per_s,
+            Tier::Host => self.wire_bytes_per_s.min(self.host_bytes_per_s),
+            Tier::Disk => self.wire_bytes_per_s.min(self.disk_bytes_per_s),
+        };
+        f64::from(uploads) * self.upload_latency_s + wire_bytes as f64 / rate
+    }
 }

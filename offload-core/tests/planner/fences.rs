@@ -1,0 +1,172 @@
+//! No interleaving that a plan allows reads wrong bytes, and each of its fences is needed.
+
+use offload_core::plan::{Budget, Fence, Plan, Workload};
+use proptest::prelude::*;
+
+use crate::replay::{self, Pass, Use};
+use crate::workloads;
+
+/// Passes of kinds and uses drawn from `choices`.
+fn passes(plan: &Plan, choices: &[u8]) -> Vec<Pass> {
+    let mut choices = choices.iter().copied().cycle();
+    let mut next = || choices.next().expect("there are choices");
+    (0..6)
+        .map(|_| {
+            let mut pass = Pass::full(plan, usize::from(next()) % plan.kinds.len());
+            for one in &mut pass.uses {
+                *one = match next() % 8 {
+                    0 => Use::Skipped,
+                    1 => Use::Unfetched,
+                    _ => Use::Computed,
+                };
+            }
+            pass
+        })
+        .collect()
+}
+
+/// A plan for a budget between the least and everything, `part` of the way.
+pub(crate) fn plan_at(workload: &Workload, part: f64) -> Plan {
+    let rates = workloads::rates(1000.0);
+    let least = Plan::make(workload, &rates, Budget::Least)
+        .unwrap()
+        .arena_bytes;
+    let all: u64 = workload
+        .blocks
+        .iter()
+        .map(|block| block.place_bytes + block.remainder_bytes + 512)
+        .sum();
+    let more = (all.saturating_sub(least) as f64 * part) as u64;
+    Plan::make(workload, &rates, Budget::Bytes(least + more)).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn every_interleaving_of_any_passes_reads_the_right_bytes(
+        workload in workloads::any(7, 12),
+        part in 0.0..1.1,
+        choices in prop::collection::vec(any::<u8>(), 97),
+    ) {
+        let plan = plan_at(&workload, part);
+        prop_assert_eq!(replay::lies_well(&plan), Ok(()));
+        prop_assert_eq!(replay::run(&plan, &passes(&plan, &choices)), Ok(()));
+        for kind in 0..plan.kinds.len() {
+            let full = vec![Pass::full(&plan, kind); 4];
+            prop_assert_eq!(replay::run(&plan, &full), Ok(()));
+        }
+    }
+
+    #[test]
+    fn the_high_water_mark_is_what_eager_submission_reaches(
+        workload in workloads::any(7, 12),
+        part in 0.0..1.1,
+    ) {
+        let mut workload = workload;
+        workload.kinds.truncate(1);
+        let plan = plan_at(&workload, part);
+        let live = replay::most_live_bytes(&plan, 0);
+        prop_assert_eq!(
+            plan.high_water_bytes,
+            plan.arena.resident.bytes + plan.arena.staging.bytes + live
+        );
+        prop_assert!(plan.high_water_bytes <= plan.arena_bytes);
+    }
+}
+
+/// Four blocks, as stored and decoded by turns, none of which may stay.
+fn mixed() -> Workload {
+    let blocks: Vec<_> = (0..4)
+        .map(|index| match index % 2 {
+            0 => workloads::direct(format!("stored {index}"), 1024),
+            _ => workloads::decoded(format!("decoded {index}"), 1024, 512),
+        })
+        .collect();
+    let visits = (0..4)
+        .map(|block| workloads::visit(&blocks, block, 1.0, 0.25))
+        .collect();
+    Workload {
+        blocks,
+        kinds: vec![workloads::kind("full", 1.0, visits)],
+        load_staging_bytes: 0,
+    }
+}
+
+fn least(workload: &Workload) -> Plan {
+    Plan::make(workload, &workloads::rates(1024.0), Budget::Least).unwrap()
+}
+
+/// Two full passes, and one with every second visit skipped between them.
+fn run_with_skips(plan: &Plan) -> Result<(), String> {
+    let full = Pass::full(plan, 0);
+    let mut skipping = full.clone();
+    for one in skipping.uses.iter_mut().step_by(2) {
+        *one = Use::Skipped;
+    }
+    let mut others = full.clone();
+    for one in others.uses.iter_mut().skip(1).step_by(2) {
+        *one = Use::Skipped;
+    }
+    replay::run(plan, &[full.clone(), skipping, others, full])
+}
+
+fn is_needed(fence: Fence) {
+    is_needed_in(&mixed(), fence);
+}
+
+fn is_needed_in(workload: &Workload, fence: Fence) {
+    let plan = least(workload);
+    assert_eq!(run_with_skips(&plan), Ok(()));
+    let error = run_with_skips(&plan.without_fence(fence)).unwrap_err();
+    assert!(error.contains("race"), "{error}");
+}
+
+#[test]
+fn a_decode_that_does_not_wait_for_its_upload_is_found() {
+    is_needed(Fence::Uploaded);
+}
+
+#[test]
+fn an_upload_that_overwrites_staging_under_a_decode_is_found() {
+    // An upload as stored would wait for the compute behind the decode, and hold back all uploads after it.
+    let mut workload = mixed();
+    for block in &mut workload.blocks {
+        block.staging_bytes = 512;
+    }
+    for visit in &mut workload.kinds[0].visits {
+        visit.wire_bytes = 512;
+    }
+    is_needed_in(&workload, Fence::StagingRead);
+}
+
+#[test]
+fn a_compute_that_does_not_wait_for_its_block_is_found() {
+    is_needed(Fence::Arrived);
+}
+
+#[test]
+fn a_write_into_a_place_that_is_still_read_is_found() {
+    is_needed(Fence::LastReader);
+}
+
+#[test]
+fn a_write_into_a_place_that_a_skipped_visit_still_writes_is_found() {
+    is_needed(Fence::LastWriter);
+}
+
+#[test]
+fn operations_are_listed_behind_all_that_they_wait_for() {
+    let plan = least(&mixed());
+    let operations = &plan.kinds[0].operations;
+    for (position, operation) in operations.iter().enumerate() {
+        for one in &operation.after {
+            let before = operations
+                .iter()
+                .position(|other| (other.stage, other.visit) == (one.stage, one.visit))
+                .unwrap();
+            let this = one.pass == offload_core::plan::PassRef::This;
+            assert!(!this || before < position, "{operation:?}");
+        }
+    }
+}
