@@ -11,7 +11,7 @@ use offload_core::decode::{Float, decode};
 use offload_core::encoding::Encoding;
 use offload_core::format::gguf::{Flaw, Gguf, GgufError, Value};
 use offload_core::source::{Source, SourceFile};
-use offload_core::swappable::{Role, TensorSpec};
+use offload_core::swappable::{Role, SpecError, TensorSpec};
 use sha2::{Digest, Sha256};
 
 fn data(path: &str) -> PathBuf {
@@ -327,4 +327,26 @@ fn a_flaw_says_where_it_is() {
             byte: 2
         }
     );
+}
+
+#[test]
+fn a_tensor_takes_only_shapes_of_as_many_elements() {
+    let gguf = Gguf::open(data("gguf_hostile/good_minimal.gguf")).unwrap();
+    let tensor = &gguf.tensors()[0];
+    assert_eq!(tensor.shape(), [2, 32]);
+    assert_eq!(tensor.role(), Role::Matrix);
+    let flat = tensor.clone().with_shape([64]).unwrap();
+    assert_eq!(flat.shape(), [64]);
+    assert_eq!(flat.role(), Role::Vector);
+    assert_eq!(flat.source().len(), tensor.source().len());
+    for shape in [
+        &[][..],
+        &[63],
+        &[64, 0],
+        &[0, u64::MAX, 2],
+        &[1 << 63, 1 << 63],
+    ] {
+        let error = tensor.clone().with_shape(shape).unwrap_err();
+        assert!(matches!(error, SpecError::Elements { .. }), "{shape:?}");
+    }
 }

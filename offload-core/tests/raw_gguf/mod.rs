@@ -18,6 +18,22 @@ pub const STRING: u32 = 8;
 pub const ARRAY: u32 = 9;
 pub const U64: u32 = 10;
 
+/// Values that lengths and counts overflow with.
+pub const HUGE: [u64; 12] = [
+    1 << 20,
+    1 << 30,
+    1 << 31,
+    1 << 32,
+    1 << 40,
+    1 << 60,
+    (1 << 61) + 1,
+    (1 << 62) + 1,
+    1 << 63,
+    u64::MAX - 31,
+    u64::MAX - 1,
+    u64::MAX,
+];
+
 /// Entries of a header, and what is claimed of them.
 #[derive(Clone)]
 pub struct Raw {
@@ -79,6 +95,11 @@ pub fn orig_shape(name: &str, dims: &[i32]) -> Vec<u8> {
         ARRAY,
         array(I32, dims.len() as u64, elements),
     )
+}
+
+/// A sound file with a tensor `a` of 64 numbers.
+pub fn one_tensor() -> Raw {
+    Raw::default().tensor(tensor("a", &[32, 2], 0, 0))
 }
 
 impl Raw {
