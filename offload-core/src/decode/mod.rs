@@ -51,6 +51,17 @@ impl Float {
             Self::BF16 => Encoding::BF16,
         }
     }
+
+    /// The type of number of a tensor in `encoding`, if it holds plain floats of one of these types.
+    #[must_use]
+    pub const fn from_encoding(encoding: Encoding) -> Option<Self> {
+        match encoding {
+            Encoding::F32 => Some(Self::F32),
+            Encoding::F16 => Some(Self::F16),
+            Encoding::BF16 => Some(Self::BF16),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Float {
