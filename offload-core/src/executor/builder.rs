@@ -1,0 +1,200 @@
+//! Settings of an [`Offload`].
+
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::executor::Offload;
+use crate::executor::costs::Costs;
+use crate::executor::error::OffloadError;
+use crate::executor::feeder::StagingBuffers;
+use crate::executor::layout::{ArrivalPolicy, BlockLayout};
+use crate::executor::program;
+use crate::model::Model;
+use crate::plan::{Budget, Plan, Workload};
+
+/// Device memory that offloading may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceBudget {
+    /// So many bytes.
+    Bytes(u64),
+    /// As few as will do.
+    Least,
+    /// All that is free but so many bytes.
+    LeaveFree(u64),
+}
+
+impl DeviceBudget {
+    /// `count` GiB (2^30 bytes).
+    #[must_use]
+    pub const fn gib(count: u64) -> Self {
+        Self::Bytes(count << 30)
+    }
+
+    /// `count` MiB (2^20 bytes).
+    #[must_use]
+    pub const fn mib(count: u64) -> Self {
+        Self::Bytes(count << 20)
+    }
+}
+
+/// Settings that do not depend on a device.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The form in which tensors arrive.
+    pub arrival: ArrivalPolicy,
+    /// Runs of fewer bytes than this stay resident: small copies do not reach the rate of the wire. Default: 64 KiB.
+    pub remainder_below_bytes: u64,
+    /// Times for the planner.
+    pub costs: Costs,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            arrival: ArrivalPolicy::default(),
+            remainder_below_bytes: 64 << 10,
+            costs: Costs::default(),
+        }
+    }
+}
+
+impl Settings {
+    pub(super) fn layouts(&self, model: &Model) -> Vec<BlockLayout> {
+        let layout = |block: &Arc<dyn crate::swappable::Swappable>| {
+            BlockLayout::new(block.as_ref(), &self.arrival, self.remainder_below_bytes)
+        };
+        model.blocks().iter().map(layout).collect()
+    }
+
+    /// What the planner is told about `model`, for planning without a device. Memory sources count as pinned if
+    /// `memory_is_pinned`.
+    #[must_use]
+    pub fn workload(&self, model: &Model, memory_is_pinned: bool) -> Workload {
+        let device = crate::cpu::CpuDevice::builder()
+            .pins(memory_is_pinned)
+            .build();
+        let pinned =
+            program::pin_sources(&device, model).expect("pinning on the CPU device cannot fail");
+        program::workload::<crate::cpu::CpuDevice>(
+            model,
+            &self.layouts(model),
+            &pinned,
+            &self.costs,
+        )
+    }
+}
+
+/// Begins an [`Offload`]; made by [`Offload::builder`].
+#[derive(Debug)]
+#[must_use]
+pub struct OffloadBuilder<D: Device, M = Model> {
+    pub(super) device: D,
+    pub(super) model: M,
+    pub(super) budget: DeviceBudget,
+    pub(super) settings: Settings,
+    pub(super) staging: StagingBuffers,
+    pub(super) trace: bool,
+    pub(super) amend: fn(Plan) -> Plan,
+}
+
+impl<D: Device> OffloadBuilder<D, ()> {
+    pub(super) fn new(device: &D) -> Self {
+        Self {
+            device: device.clone(),
+            model: (),
+            // What the context and an engine's first allocations need.
+            budget: DeviceBudget::LeaveFree(1 << 30),
+            settings: Settings::default(),
+            staging: StagingBuffers::default(),
+            trace: false,
+            amend: |plan| plan,
+        }
+    }
+
+    /// The model whose blocks are offloaded.
+    pub fn model(self, model: Model) -> OffloadBuilder<D, Model> {
+        let Self {
+            device,
+            budget,
+            settings,
+            staging,
+            trace,
+            amend,
+            model: (),
+        } = self;
+        OffloadBuilder {
+            device,
+            model,
+            budget,
+            settings,
+            staging,
+            trace,
+            amend,
+        }
+    }
+}
+
+impl<D: Device, M> OffloadBuilder<D, M> {
+    /// Device memory that may be taken. Default: all that is free but 1 GiB.
+    pub fn device_budget(mut self, budget: DeviceBudget) -> Self {
+        self.budget = budget;
+        self
+    }
+
+    /// The form in which tensors arrive. Default: matrices bf16, vectors f32.
+    pub fn arrival(mut self, arrival: ArrivalPolicy) -> Self {
+        self.settings.arrival = arrival;
+        self
+    }
+
+    /// Runs of fewer bytes than this stay resident. Default: 64 KiB.
+    pub fn remainder_below(mut self, bytes: u64) -> Self {
+        self.settings.remainder_below_bytes = bytes;
+        self
+    }
+
+    /// Times for the planner. Default: assumptions that [`Costs::default`] lists.
+    pub fn costs(mut self, costs: Costs) -> Self {
+        self.settings.costs = costs;
+        self
+    }
+
+    /// Buffers between files and the device.
+    pub fn staging_buffers(mut self, staging: StagingBuffers) -> Self {
+        self.staging = staging;
+        self
+    }
+
+    /// Records when uploads, decodes and visits begin and end; see [`Offload::spans`]. Default: off.
+    pub fn trace(mut self, trace: bool) -> Self {
+        self.trace = trace;
+        self
+    }
+
+    /// Changes the plan before it is executed, so that tests can show that each fence is needed.
+    #[doc(hidden)]
+    pub fn amend_plan(mut self, amend: fn(Plan) -> Plan) -> Self {
+        self.amend = amend;
+        self
+    }
+}
+
+impl<D: Device> OffloadBuilder<D, Model> {
+    /// Plans, allocates and loads what stays.
+    ///
+    /// # Errors
+    /// When no plan fits the budget, the device refuses, or a source cannot be read.
+    pub fn build(self) -> Result<Offload<D>, OffloadError> {
+        Offload::build(self)
+    }
+
+    pub(super) fn planner_budget(&self) -> Result<Budget, OffloadError> {
+        Ok(match self.budget {
+            DeviceBudget::Bytes(bytes) => Budget::Bytes(bytes),
+            DeviceBudget::Least => Budget::Least,
+            DeviceBudget::LeaveFree(bytes) => {
+                Budget::Bytes(self.device.memory()?.free_bytes.saturating_sub(bytes))
+            }
+        })
+    }
+}

@@ -1,0 +1,485 @@
+//! Worker threads that read sources into staging buffers and submit their uploads.
+//!
+//! ```text
+//! executor --jobs--> offload-feed --reads--> offload-read x R --filled--> offload-feed --uploads--> device
+//! ```
+//!
+//! A job is the upload or the decode of one visit. The feeder cuts uploads into chunks of a staging buffer and keeps all
+//! buffers reading ahead, over job boundaries; it submits chunks, and the jobs that need no buffer, in order. A buffer
+//! returns to the readers with its copy still under way: the reader that fills it next waits for that, and the oldest
+//! copy is taken first. Every channel is bounded by the number of buffers or of visits, so a slow device slows the
+//! readers.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::device::{Device, DeviceError};
+use crate::executor::error::OffloadError;
+use crate::executor::program::UploadStep;
+use crate::executor::transfer::{Job, Transfer};
+use crate::plan::Stage;
+use crate::source::{Source, SourceError};
+
+/// Buffers between the readers and the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StagingBuffers {
+    /// How many. Default: 4, so that readers fill two while two are copied.
+    pub count: usize,
+    /// Bytes of each. Default: 16 MiB, where uploads reach the full rate of the wire.
+    pub bytes: usize,
+}
+
+impl Default for StagingBuffers {
+    fn default() -> Self {
+        Self {
+            count: 4,
+            bytes: 16 << 20,
+        }
+    }
+}
+
+enum Message<D: Device> {
+    Job(Job<D>),
+    /// Answered once everything before it is submitted and forgotten.
+    Barrier(Sender<()>),
+}
+
+/// Part of an upload that fits a staging buffer.
+#[derive(Clone)]
+struct Chunk {
+    source: Source,
+    source_offset: u64,
+    arena_offset: u64,
+    len: usize,
+    last_of_job: bool,
+    first_of_job: bool,
+}
+
+struct Read<D: Device> {
+    ordinal: u64,
+    chunk: Chunk,
+    staging: D::Staging,
+}
+
+enum ReadError {
+    Source(SourceError),
+    Device(DeviceError),
+    Panic(String),
+}
+
+struct Filled<D: Device> {
+    ordinal: u64,
+    chunk: Chunk,
+    staging: D::Staging,
+    result: Result<(), ReadError>,
+}
+
+/// Handle of the worker threads. Dropping it ends and joins them.
+#[derive(Debug)]
+pub(super) struct Feeder<D: Device> {
+    messages: Option<Sender<Message<D>>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<D: Device> Feeder<D> {
+    pub(super) fn start(
+        transfer: &Arc<Transfer<D>>,
+        buffers: StagingBuffers,
+        jobs_ahead: usize,
+    ) -> Result<Self, OffloadError> {
+        let device = &transfer.device;
+        let count = buffers.count.max(1);
+        let staging: Vec<_> = (0..count)
+            .map(|_| device.allocate_staging(buffers.bytes.max(1)))
+            .collect::<Result<_, _>>()?;
+        let (messages, inbox) = bounded(jobs_ahead + 1);
+        let (reads, to_read) = bounded::<Read<D>>(count);
+        let (filled, from_readers) = bounded::<Filled<D>>(count);
+        let mut feeder = Self {
+            messages: Some(messages),
+            threads: Vec::new(),
+        };
+        let parallelism = std::thread::available_parallelism().map_or(1, usize::from);
+        for _ in 0..count.min(parallelism).min(8) {
+            let (device, to_read, filled) = (device.clone(), to_read.clone(), filled.clone());
+            feeder.spawn("offload-read", move || read(&device, &to_read, &filled))?;
+        }
+        drop(filled);
+        let transfer = Arc::clone(transfer);
+        feeder.spawn("offload-feed", move || {
+            let mut feed = Feed {
+                transfer: &transfer,
+                inbox,
+                reads,
+                filled: from_readers,
+                idle: staging.into(),
+                buffer_bytes: buffers.bytes.max(1),
+                jobs: VecDeque::new(),
+                next: (0, 0, 0),
+                started: 0,
+                finished: 0,
+                early: Vec::new(),
+                failed: None,
+            };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| feed.run())) {
+                transfer.worker_panicked(message_of(&*panic));
+            }
+        })?;
+        Ok(feeder)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<(), OffloadError> {
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(work)
+            .map_err(|error| {
+                OffloadError::Device(DeviceError::Failed {
+                    call: "spawn",
+                    reason: error.to_string(),
+                })
+            })?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Hands a job over. Fails only if the feeder panicked, which the wait for the job's submission then reports.
+    pub(super) fn send(&self, job: Job<D>) {
+        if let Some(messages) = &self.messages {
+            let _ = messages.send(Message::Job(job));
+        }
+    }
+
+    /// Waits until every job sent is submitted or dropped.
+    pub(super) fn drain(&self) {
+        let (reply, answer) = bounded(1);
+        if let Some(messages) = &self.messages
+            && messages.send(Message::Barrier(reply)).is_ok()
+        {
+            let _ = answer.recv();
+        }
+    }
+}
+
+impl<D: Device> Drop for Feeder<D> {
+    fn drop(&mut self) {
+        self.messages = None;
+        for thread in self.threads.drain(..) {
+            // Panics were caught on the thread and reported.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn read<D: Device>(device: &D, reads: &Receiver<Read<D>>, filled: &Sender<Filled<D>>) {
+    while let Ok(Read {
+        ordinal,
+        chunk,
+        mut staging,
+    }) = reads.recv()
+    {
+        let fill = || {
+            let bytes = device
+                .staging_bytes(&mut staging)
+                .map_err(ReadError::Device)?;
+            chunk
+                .source
+                .read(chunk.source_offset, &mut bytes[..chunk.len])
+                .map_err(ReadError::Source)
+        };
+        let result = catch_unwind(AssertUnwindSafe(fill))
+            .unwrap_or_else(|panic| Err(ReadError::Panic(message_of(&*panic))));
+        if filled
+            .send(Filled {
+                ordinal,
+                chunk,
+                staging,
+                result,
+            })
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
+        .unwrap_or_else(|| "no message".to_owned())
+}
+
+struct Failure {
+    epoch: u64,
+    pass: u64,
+    visit: usize,
+    error: OffloadError,
+}
+
+struct Feed<'a, D: Device> {
+    transfer: &'a Transfer<D>,
+    inbox: Receiver<Message<D>>,
+    reads: Sender<Read<D>>,
+    filled: Receiver<Filled<D>>,
+    /// Longest idle first.
+    idle: VecDeque<D::Staging>,
+    buffer_bytes: usize,
+    /// Jobs not yet submitted; the front is being submitted.
+    jobs: VecDeque<Message<D>>,
+    /// Where reading stands: index in `jobs`, upload, bytes of it.
+    next: (usize, usize, u64),
+    /// Chunks handed to readers, and chunks submitted.
+    started: u64,
+    finished: u64,
+    /// Chunks that were filled before their turn.
+    early: Vec<Filled<D>>,
+    /// The first arrival that failed, and why. Later ones of its epoch may depend on it; earlier ones do not.
+    failed: Option<Failure>,
+}
+
+impl<D: Device> Feed<'_, D> {
+    fn run(&mut self) {
+        loop {
+            while let Ok(message) = self.inbox.try_recv() {
+                self.jobs.push_back(message);
+            }
+            self.pass_front();
+            self.read_ahead();
+            if self.started > self.finished {
+                self.finish_chunk();
+                continue;
+            }
+            // Nothing is being read, so nothing is queued either: wait for more.
+            match self.inbox.recv() {
+                Ok(message) => self.jobs.push_back(message),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Whether a message has chunks to be read.
+    fn is_read(&self, message: &Message<D>) -> bool {
+        match message {
+            Message::Barrier(_) => false,
+            Message::Job(job) => {
+                job.stage == Stage::Upload && self.transfer.visit_program(job).is_read()
+            }
+        }
+    }
+
+    /// Works off what stands in front and needs no staging buffer.
+    fn pass_front(&mut self) {
+        while self
+            .jobs
+            .front()
+            .is_some_and(|message| !self.is_read(message))
+        {
+            self.next.0 = self.next.0.saturating_sub(1);
+            match self.jobs.pop_front() {
+                Some(Message::Barrier(reply)) => {
+                    let _ = reply.send(());
+                }
+                Some(Message::Job(job)) => {
+                    if self.is_wanted(&job) {
+                        let outcome = self.transfer.submit(&job);
+                        if let Err(error) = outcome {
+                            self.failed = Some(Self::failure_of(&job, self.of_block(&job, error)));
+                        }
+                    }
+                    self.settle(&job);
+                }
+                None => unreachable!("just seen"),
+            }
+        }
+    }
+
+    /// Whether the job is of the current epoch, and depends on nothing that failed.
+    fn is_wanted(&self, job: &Job<D>) -> bool {
+        job.epoch == self.transfer.epoch.load(Ordering::Acquire) && self.failure(job).is_none()
+    }
+
+    fn failure(&self, job: &Job<D>) -> Option<&OffloadError> {
+        let concerns = |failed: &&Failure| {
+            failed.epoch == job.epoch && (failed.pass, failed.visit) <= (job.pass, job.visit)
+        };
+        self.failed
+            .as_ref()
+            .filter(concerns)
+            .map(|failed| &failed.error)
+    }
+
+    fn failure_of(job: &Job<D>, error: OffloadError) -> Failure {
+        Failure {
+            epoch: job.epoch,
+            pass: job.pass,
+            visit: job.visit,
+            error,
+        }
+    }
+
+    fn settle(&self, job: &Job<D>) {
+        self.transfer.settle(
+            job,
+            self.failure(job).map_or(Ok(()), |error| Err(error.clone())),
+        );
+    }
+
+    fn of_block(&self, job: &Job<D>, error: DeviceError) -> OffloadError {
+        OffloadError::of_block(self.transfer.block_name(job.kind, job.visit), error)
+    }
+
+    fn read_ahead(&mut self) {
+        while !self.idle.is_empty() {
+            let Some(chunk) = self.next_chunk() else {
+                return;
+            };
+            let staging = self.idle.pop_front().expect("just seen");
+            let read = Read {
+                ordinal: self.started,
+                chunk,
+                staging,
+            };
+            self.started += 1;
+            assert!(self.reads.send(read).is_ok(), "the readers are gone");
+        }
+    }
+
+    /// The next chunk to be read, over job boundaries.
+    fn next_chunk(&mut self) -> Option<Chunk> {
+        let (mut index, mut upload_index, mut done) = self.next;
+        while !self.is_read(self.jobs.get(index)?) {
+            index += 1;
+        }
+        let Some(Message::Job(job)) = self.jobs.get(index) else {
+            unreachable!("just seen")
+        };
+        let uploads = &self.transfer.visit_program(job).uploads;
+        let staged = |from: usize| {
+            let later = uploads.iter().enumerate().skip(from);
+            later
+                .filter(|(_, upload)| matches!(upload, UploadStep::Staged { .. }))
+                .map(|(at, _)| at)
+                .next()
+        };
+        let first_of_job = (upload_index, done) == (0, 0);
+        if done == 0 {
+            upload_index = staged(upload_index).expect("a job that is read has an upload left");
+        }
+        let UploadStep::Staged { source, offset } = &uploads[upload_index] else {
+            unreachable!("chosen as staged")
+        };
+        let left = source.len() - done;
+        let len = usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .min(self.buffer_bytes);
+        let ends_upload = len as u64 == left;
+        let last_of_job = ends_upload && staged(upload_index + 1).is_none();
+        let chunk = Chunk {
+            source: source.clone(),
+            source_offset: done,
+            arena_offset: offset + done,
+            len,
+            first_of_job,
+            last_of_job,
+        };
+        if last_of_job {
+            (index, upload_index, done) = (index + 1, 0, 0);
+        } else if ends_upload {
+            (upload_index, done) = (upload_index + 1, 0);
+        } else {
+            done += len as u64;
+        }
+        self.next = (index, upload_index, done);
+        Some(chunk)
+    }
+
+    /// Waits for the oldest chunk being read and submits it.
+    fn finish_chunk(&mut self) {
+        let position = self
+            .early
+            .iter()
+            .position(|filled| filled.ordinal == self.finished);
+        let filled = match position {
+            Some(position) => self.early.swap_remove(position),
+            None => {
+                let filled = self.filled.recv().expect("readers outlive the feeder");
+                if filled.ordinal != self.finished {
+                    self.early.push(filled);
+                    return;
+                }
+                filled
+            }
+        };
+        self.finished += 1;
+        let Filled {
+            chunk,
+            mut staging,
+            result,
+            ..
+        } = filled;
+        let Some(Message::Job(job)) = self.jobs.front() else {
+            unreachable!("a chunk belongs to the job in front")
+        };
+        if self.is_wanted(job) {
+            let outcome = self.submit(job, &chunk, &mut staging, result);
+            if let Err(error) = outcome {
+                self.failed = Some(Self::failure_of(job, error));
+            }
+        }
+        self.idle.push_back(staging);
+        if chunk.last_of_job {
+            let Some(Message::Job(job)) = self.jobs.pop_front() else {
+                unreachable!("just seen")
+            };
+            self.next.0 = self.next.0.saturating_sub(1);
+            self.settle(&job);
+        }
+    }
+
+    fn submit(
+        &self,
+        job: &Job<D>,
+        chunk: &Chunk,
+        staging: &mut D::Staging,
+        filled: Result<(), ReadError>,
+    ) -> Result<(), OffloadError> {
+        let transfer = self.transfer;
+        filled.map_err(|error| match error {
+            ReadError::Source(source) => {
+                let block = transfer.block_name(job.kind, job.visit).to_owned();
+                OffloadError::Source { block, source }
+            }
+            ReadError::Device(error) => self.of_block(job, error),
+            ReadError::Panic(message) => OffloadError::WorkerPanicked { message },
+        })?;
+        let mut submit = || {
+            if chunk.first_of_job {
+                transfer.begin_upload(job)?;
+                transfer.upload_pinned(job)?;
+            }
+            let (stream, arena) = (&transfer.upload, &job.loaded.arena);
+            transfer
+                .device
+                .upload_staged(stream, arena, chunk.arena_offset, staging, chunk.len)?;
+            transfer.count(job, chunk.len);
+            if chunk.last_of_job {
+                transfer.end_upload(job)
+            } else {
+                Ok(())
+            }
+        };
+        let submitted: Result<(), DeviceError> = submit();
+        submitted.map_err(|error| self.of_block(job, error))
+    }
+}

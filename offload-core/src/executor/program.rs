@@ -1,0 +1,308 @@
+//! Plan and layout joined: for each streamed visit its uploads and decode table, with every offset fixed.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::device::{DecodeEntry, DecodeTable, Device, DeviceError};
+use crate::executor::costs::Costs;
+use crate::executor::layout::{BlockLayout, Location};
+use crate::model::Model;
+use crate::plan::{
+    BlockLoad, Dependency, KindLoad, PassRef, Place, Plan, Stage, Tier, VisitLoad, Workload,
+};
+use crate::source::Source;
+
+/// The smallest piece in which residents are decoded when they are loaded. Staging of streamed blocks is larger and
+/// serves as well.
+const LOAD_PIECE_BYTES: u64 = 256 << 10;
+
+/// Host memory that the device reads in place, by block and tensor.
+pub(super) type PinnedSources<D> = HashMap<(usize, usize), <D as Device>::Pinned>;
+
+/// Pins the memory that blocks own, where the device can.
+pub(super) fn pin_sources<D: Device>(
+    device: &D,
+    model: &Model,
+) -> Result<PinnedSources<D>, DeviceError> {
+    let mut pinned = HashMap::new();
+    for (index, block) in model.blocks().iter().enumerate() {
+        for (tensor, spec) in block.tensors().iter().enumerate() {
+            if let Source::Memory(bytes) = spec.source()
+                && !bytes.is_empty()
+                && let Some(memory) = device.pin(bytes)?
+            {
+                pinned.insert((index, tensor), memory);
+            }
+        }
+    }
+    Ok(pinned)
+}
+
+/// What the planner is told about a model.
+pub(super) fn workload<D: Device>(
+    model: &Model,
+    layouts: &[BlockLayout],
+    pinned: &PinnedSources<D>,
+    costs: &Costs,
+) -> Workload {
+    let blocks = model
+        .blocks()
+        .iter()
+        .zip(layouts)
+        .enumerate()
+        .map(|(index, (block, layout))| {
+            let tier_of = |&tensor: &usize| match block.tensors()[tensor].source() {
+                Source::File { .. } => Tier::Disk,
+                Source::Memory(_) if pinned.contains_key(&(index, tensor)) => Tier::Pinned,
+                Source::Memory(_) => Tier::Host,
+            };
+            BlockLoad {
+                name: block.name().to_owned(),
+                residency: model.residency(index),
+                tier: layout
+                    .streamable()
+                    .iter()
+                    .map(tier_of)
+                    .max()
+                    .unwrap_or(Tier::Pinned),
+                remainder_bytes: layout.remainder_bytes,
+                place_bytes: layout.place_bytes,
+                staging_bytes: layout.staging_bytes,
+            }
+        });
+    let kinds = model.kinds().iter().enumerate().map(|(kind, spec)| {
+        let visits = spec.visits().iter().enumerate().map(|(visit, &block)| {
+            let (layout, specs) = (&layouts[block], model.blocks()[block].tensors());
+            let uploads = layout.uploads(specs, |tensor| spec.demands(block, tensor));
+            let wire_bytes = uploads.iter().map(|upload| upload.source.len()).sum();
+            let arrived: u64 = (layout.streamable().iter())
+                .filter(|&&tensor| spec.demands(block, tensor))
+                .map(|&tensor| layout.tensors[tensor].arrived_bytes)
+                .sum();
+            VisitLoad {
+                block,
+                wire_bytes,
+                uploads: u32::try_from(uploads.len()).expect("tensors are fewer than 2^32"),
+                compute_s: costs.compute_s(kind, visit),
+                decode_s: if layout.is_direct() {
+                    0.0
+                } else {
+                    costs.decode_s(wire_bytes + arrived)
+                },
+            }
+        });
+        KindLoad {
+            name: spec.name().to_owned(),
+            share: 1.0,
+            visits: visits.collect(),
+        }
+    });
+    let blocks: Vec<_> = blocks.collect();
+    let kinds: Vec<_> = kinds.collect();
+    let pieces = model
+        .blocks()
+        .iter()
+        .zip(layouts)
+        .flat_map(|(block, layout)| {
+            let tensors = block.tensors().iter().zip(&layout.tensors);
+            tensors
+                .filter(|(spec, tensor)| tensor.arrived != spec.encoding())
+                .map(|(spec, _)| {
+                    let quant_block = spec.encoding().quant_block_bytes();
+                    spec.source()
+                        .len()
+                        .min(LOAD_PIECE_BYTES.next_multiple_of(quant_block))
+                })
+        });
+    Workload {
+        load_staging_bytes: pieces.max().unwrap_or(0),
+        blocks,
+        kinds,
+    }
+}
+
+/// One upload of a visit.
+#[derive(Debug)]
+pub(super) enum UploadStep<D: Device> {
+    Pinned {
+        offset: u64,
+        pinned: D::Pinned,
+        source: Range<usize>,
+    },
+    Staged {
+        offset: u64,
+        source: Source,
+    },
+}
+
+/// A streamed visit.
+#[derive(Debug)]
+pub(super) struct VisitProgram<D: Device> {
+    pub(super) uploads: Vec<UploadStep<D>>,
+    /// Index of the decode table, unless the block is direct.
+    pub(super) table: Option<usize>,
+    /// What upload, decode and compute wait for.
+    after: [Vec<Dependency>; 3],
+}
+
+/// An operation, in the order of the plan.
+#[derive(Debug)]
+pub(super) struct OperationProgram {
+    pub(super) stage: Stage,
+    pub(super) visit: usize,
+    /// While the pass before is running, so many of its visits have to be closed first, by its kind.
+    pub(super) needs_closed_before: Vec<usize>,
+}
+
+/// A pass kind.
+#[derive(Debug)]
+pub(super) struct KindProgram<D: Device> {
+    /// `None` for visits that find their block resident.
+    pub(super) visits: Vec<Option<VisitProgram<D>>>,
+    /// In the order of submission.
+    pub(super) operations: Vec<OperationProgram>,
+    /// Block of each visit.
+    pub(super) blocks: Vec<usize>,
+}
+
+fn stage_index(stage: Stage) -> usize {
+    match stage {
+        Stage::Upload => 0,
+        Stage::Decode => 1,
+        Stage::Compute => 2,
+    }
+}
+
+/// Joins plan and layout. The tables are in the order of their indices in the programs.
+pub(super) fn build<D: Device>(
+    model: &Model,
+    layouts: &[BlockLayout],
+    pinned: &PinnedSources<D>,
+    plan: &Plan,
+) -> (Vec<KindProgram<D>>, Vec<DecodeTable>) {
+    let mut tables = Vec::new();
+    let mut kinds = Vec::new();
+    for (kind_plan, kind) in plan.kinds.iter().zip(model.kinds()) {
+        let mut visits = Vec::new();
+        for visit in &kind_plan.visits {
+            let Some(place) = visit.place else {
+                visits.push(None);
+                continue;
+            };
+            let (layout, block) = (&layouts[visit.block], &model.blocks()[visit.block]);
+            let specs = block.tensors();
+            let image = visit.staging.unwrap_or(place);
+            let demands = |tensor: usize| kind.demands(visit.block, tensor);
+            let uploads: Vec<_> = layout
+                .uploads(specs, demands)
+                .into_iter()
+                .map(|upload| {
+                    let offset = image.offset + upload.image_offset;
+                    let tensor = layout.streamable().iter().find(|&&tensor| {
+                        layout.tensors[tensor].image_offset == upload.image_offset
+                            && specs[tensor].source().len() == upload.source.len()
+                    });
+                    match (
+                        tensor.and_then(|&tensor| pinned.get(&(visit.block, tensor))),
+                        upload.source,
+                    ) {
+                        (Some(pinned), Source::Memory(bytes)) => UploadStep::Pinned {
+                            offset,
+                            pinned: pinned.clone(),
+                            source: 0..bytes.len(),
+                        },
+                        (_, source) => UploadStep::Staged { offset, source },
+                    }
+                })
+                .collect();
+            let table = visit.staging.map(|staging| {
+                let entries = layout
+                    .streamable()
+                    .iter()
+                    .filter(|&&tensor| demands(tensor))
+                    .map(|&tensor| {
+                        let tensor_layout = &layout.tensors[tensor];
+                        let Location::Place(offset) = tensor_layout.location else {
+                            unreachable!("streamable tensors lie in the place")
+                        };
+                        DecodeEntry {
+                            encoding: specs[tensor].encoding(),
+                            arrived: tensor_layout.arrived,
+                            encoded: Place {
+                                offset: staging.offset + tensor_layout.image_offset,
+                                bytes: specs[tensor].source().len(),
+                            },
+                            place: Place {
+                                offset: place.offset + offset,
+                                bytes: tensor_layout.arrived_bytes,
+                            },
+                        }
+                    });
+                tables.push(DecodeTable {
+                    entries: entries.collect(),
+                    staging: Some(staging),
+                });
+                tables.len() - 1
+            });
+            visits.push(Some(VisitProgram {
+                uploads,
+                table,
+                after: Default::default(),
+            }));
+        }
+        let mut operations = Vec::new();
+        for operation in &kind_plan.operations {
+            let visit = operation.visit as usize;
+            let mut needs_closed_before = vec![0; plan.kinds.len()];
+            for dependency in &operation.after {
+                if let (PassRef::Previous(kind), Stage::Compute) =
+                    (dependency.pass, dependency.stage)
+                {
+                    let needs = &mut needs_closed_before[kind];
+                    *needs = (dependency.visit as usize + 1).max(*needs);
+                }
+            }
+            operations.push(OperationProgram {
+                stage: operation.stage,
+                visit,
+                needs_closed_before,
+            });
+            if let Some(program) = &mut visits[visit] {
+                program.after[stage_index(operation.stage)].clone_from(&operation.after);
+            }
+        }
+        let blocks = kind_plan.visits.iter().map(|visit| visit.block).collect();
+        kinds.push(KindProgram {
+            visits,
+            operations,
+            blocks,
+        });
+    }
+    (kinds, tables)
+}
+
+impl<D: Device> VisitProgram<D> {
+    pub(super) fn after(&self, stage: Stage) -> &[Dependency] {
+        &self.after[stage_index(stage)]
+    }
+
+    /// The last operation before the block can be read.
+    pub(super) fn last_stage(&self) -> Stage {
+        if self.table.is_some() {
+            Stage::Decode
+        } else {
+            Stage::Upload
+        }
+    }
+
+    /// Whether any bytes have to pass through a staging buffer.
+    pub(super) fn is_read(&self) -> bool {
+        !self.is_pinned()
+    }
+
+    pub(super) fn is_pinned(&self) -> bool {
+        self.uploads
+            .iter()
+            .all(|upload| matches!(upload, UploadStep::Pinned { .. }))
+    }
+}

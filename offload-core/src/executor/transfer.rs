@@ -1,0 +1,440 @@
+//! Submission of uploads and decodes, with the fences that the plan demands.
+//!
+//! Two threads submit: the caller when every source is pinned, otherwise the feeder, and then all of it, so that the
+//! upload and decode streams carry visits in the order of the plan.
+//!
+//! Passes are numbered. A pass uses set `pass % 3` of the events: while pass p runs, uploads of p+1 are recorded in
+//! the next set and the times of p-1 can still be read from the one before.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::device::{Device, DeviceError, Generation};
+use crate::executor::error::OffloadError;
+use crate::executor::program::{KindProgram, UploadStep, VisitProgram};
+use crate::plan::{Dependency, PassRef, Stage};
+
+/// Sets of events in use.
+pub(super) const SETS: u64 = 3;
+
+/// The arena and what is baked into it.
+#[derive(Debug)]
+pub(super) struct Loaded<D: Device> {
+    pub(super) arena: D::Arena,
+    pub(super) program: D::Program,
+}
+
+/// Events of one streamed visit in one set.
+#[derive(Debug)]
+pub(super) struct VisitEvents<D: Device> {
+    pub(super) upload: D::Event,
+    pub(super) decode: D::Event,
+    /// The compute stream passed its last use of the block.
+    pub(super) compute: D::Event,
+    /// The compute stream reached its wait for the block.
+    pub(super) reach: D::Event,
+    /// Beginnings, for traces.
+    pub(super) begin: Option<[D::Event; 2]>,
+}
+
+/// How far a visit's arrival has come.
+#[derive(Debug, Clone, Default)]
+pub(super) enum Arrival {
+    #[default]
+    Idle,
+    Queued,
+    Submitted,
+    Failed(OffloadError),
+}
+
+/// What was recorded for a visit, and in which pass.
+#[derive(Debug, Clone, Default)]
+pub(super) struct VisitState {
+    pub(super) pass: u64,
+    pub(super) epoch: u64,
+    pub(super) arrival: Arrival,
+    pub(super) upload: Generation,
+    pub(super) decode: Generation,
+    pub(super) compute: Generation,
+    pub(super) reach: Generation,
+}
+
+/// An event and its last recording.
+#[derive(Debug)]
+pub(super) struct Mark<D: Device> {
+    pub(super) event: D::Event,
+    generation: AtomicU64,
+}
+
+impl<D: Device> Mark<D> {
+    pub(super) fn new(device: &D) -> Result<Self, DeviceError> {
+        Ok(Self {
+            event: device.create_event()?,
+            generation: AtomicU64::new(0),
+        })
+    }
+
+    pub(super) fn record(&self, device: &D, stream: &D::Stream) -> Result<(), DeviceError> {
+        let generation = device.record(stream, &self.event)?;
+        self.generation.store(generation.0, Ordering::Release);
+        Ok(())
+    }
+
+    /// The last recording, if there was one.
+    pub(super) fn generation(&self) -> Option<Generation> {
+        Some(Generation(self.generation.load(Ordering::Acquire)))
+            .filter(|generation| generation.0 > 0)
+    }
+
+    pub(super) fn wait(&self, device: &D, stream: &D::Stream) -> Result<(), DeviceError> {
+        match self.generation() {
+            Some(generation) => device.wait(stream, &self.event, generation),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn synchronize(&self, device: &D) -> Result<(), DeviceError> {
+        match self.generation() {
+            Some(generation) => device.synchronize(&self.event, generation),
+            None => Ok(()),
+        }
+    }
+}
+
+/// An upload or decode to be submitted.
+#[derive(Debug)]
+pub(super) struct Job<D: Device> {
+    pub(super) stage: Stage,
+    pub(super) pass: u64,
+    /// Counts cold starts: jobs of an earlier epoch are of no use any more.
+    pub(super) epoch: u64,
+    pub(super) kind: usize,
+    pub(super) visit: usize,
+    /// The kind of the pass before, if this pass follows it without a cold start.
+    pub(super) previous: Option<usize>,
+    /// The first of its pass.
+    pub(super) first: bool,
+    pub(super) loaded: Arc<Loaded<D>>,
+}
+
+/// What caller and feeder share.
+#[derive(Debug)]
+pub(super) struct Transfer<D: Device> {
+    pub(super) device: D,
+    pub(super) kinds: Vec<KindProgram<D>>,
+    pub(super) names: Vec<String>,
+    pub(super) upload: D::Stream,
+    pub(super) decode: D::Stream,
+    /// Events by set, kind and visit; `None` where nothing is streamed.
+    events: Vec<Vec<Vec<Option<VisitEvents<D>>>>>,
+    states: Mutex<States>,
+    submitted: Condvar,
+    /// Ends of passes, by set.
+    pub(super) pass_ends: Vec<Mark<D>>,
+    pub(super) pass_begins: Vec<Mark<D>>,
+    pub(super) upload_tail: Mark<D>,
+    pub(super) decode_tail: Mark<D>,
+    /// Jobs of an earlier epoch are dropped.
+    pub(super) epoch: AtomicU64,
+    /// Bytes submitted for visits, in all and by set.
+    pub(super) wire_bytes: AtomicU64,
+    pass_bytes: [AtomicU64; SETS as usize],
+}
+
+#[derive(Debug)]
+struct States {
+    visits: Vec<Vec<Vec<VisitState>>>,
+    worker_panic: Option<String>,
+}
+
+impl<D: Device> Transfer<D> {
+    pub(super) fn new(
+        device: &D,
+        kinds: Vec<KindProgram<D>>,
+        names: Vec<String>,
+        trace: bool,
+    ) -> Result<Self, DeviceError> {
+        let visit_events = |visit: &Option<VisitProgram<D>>| {
+            if visit.is_none() {
+                return Ok(None);
+            }
+            let event = || device.create_event();
+            let begin = if trace {
+                Some([event()?, event()?])
+            } else {
+                None
+            };
+            Ok(Some(VisitEvents {
+                upload: event()?,
+                decode: event()?,
+                compute: event()?,
+                reach: event()?,
+                begin,
+            }))
+        };
+        let events = (0..SETS)
+            .map(|_| {
+                kinds
+                    .iter()
+                    .map(|kind| kind.visits.iter().map(visit_events).collect())
+                    .collect()
+            })
+            .collect::<Result<_, DeviceError>>()?;
+        let set = |kind: &KindProgram<D>| vec![VisitState::default(); kind.visits.len()];
+        let visits = (0..SETS).map(|_| kinds.iter().map(set).collect()).collect();
+        let marks = || {
+            (0..SETS)
+                .map(|_| Mark::new(device))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Self {
+            upload: device.create_stream("upload")?,
+            decode: device.create_stream("decode")?,
+            events,
+            states: Mutex::new(States {
+                visits,
+                worker_panic: None,
+            }),
+            submitted: Condvar::new(),
+            pass_ends: marks()?,
+            pass_begins: marks()?,
+            upload_tail: Mark::new(device)?,
+            decode_tail: Mark::new(device)?,
+            epoch: AtomicU64::new(0),
+            wire_bytes: AtomicU64::new(0),
+            pass_bytes: Default::default(),
+            device: device.clone(),
+            kinds,
+            names,
+        })
+    }
+
+    pub(super) fn program(&self, kind: usize, visit: usize) -> Option<&VisitProgram<D>> {
+        self.kinds[kind].visits[visit].as_ref()
+    }
+
+    pub(super) fn block_name(&self, kind: usize, visit: usize) -> &str {
+        &self.names[self.kinds[kind].blocks[visit]]
+    }
+
+    pub(super) fn events(&self, pass: u64, kind: usize, visit: usize) -> &VisitEvents<D> {
+        self.events[set_of(pass)][kind][visit]
+            .as_ref()
+            .expect("streamed visits have events")
+    }
+
+    pub(super) fn pass_end(&self, pass: u64) -> &Mark<D> {
+        &self.pass_ends[set_of(pass)]
+    }
+
+    pub(super) fn pass_begin(&self, pass: u64) -> &Mark<D> {
+        &self.pass_begins[set_of(pass)]
+    }
+
+    pub(super) fn state(&self, pass: u64, kind: usize, visit: usize) -> VisitState {
+        self.states.lock().visits[set_of(pass)][kind][visit].clone()
+    }
+
+    pub(super) fn update(
+        &self,
+        pass: u64,
+        kind: usize,
+        visit: usize,
+        update: impl FnOnce(&mut VisitState),
+    ) {
+        update(&mut self.states.lock().visits[set_of(pass)][kind][visit]);
+    }
+
+    /// Tells the waiting caller how a job came out.
+    pub(super) fn settle(&self, job: &Job<D>, outcome: Result<(), OffloadError>) {
+        let mut states = self.states.lock();
+        let state = &mut states.visits[set_of(job.pass)][job.kind][job.visit];
+        // A later epoch may already have queued the same visit again.
+        if (state.pass, state.epoch) == (job.pass, job.epoch) {
+            let last = self
+                .program(job.kind, job.visit)
+                .is_some_and(|program| program.last_stage() == job.stage);
+            match (outcome, &state.arrival) {
+                (_, Arrival::Failed(_)) => {}
+                (Err(error), _) => state.arrival = Arrival::Failed(error),
+                (Ok(()), _) if last => state.arrival = Arrival::Submitted,
+                (Ok(()), _) => {}
+            }
+        }
+        drop(states);
+        self.submitted.notify_all();
+    }
+
+    pub(super) fn worker_panicked(&self, message: String) {
+        self.states.lock().worker_panic.get_or_insert(message);
+        self.submitted.notify_all();
+    }
+
+    /// Waits until an arrival is submitted; true if it was not yet.
+    pub(super) fn await_submission(
+        &self,
+        pass: u64,
+        kind: usize,
+        visit: usize,
+    ) -> Result<bool, OffloadError> {
+        let mut states = self.states.lock();
+        let mut waited = false;
+        loop {
+            let state = &states.visits[set_of(pass)][kind][visit];
+            match &state.arrival {
+                Arrival::Queued => {}
+                Arrival::Failed(error) => return Err(error.clone()),
+                Arrival::Submitted => return Ok(waited),
+                Arrival::Idle => panic!("contract: visit {visit} is acquired before it was issued"),
+            }
+            if let Some(message) = &states.worker_panic {
+                return Err(OffloadError::WorkerPanicked {
+                    message: message.clone(),
+                });
+            }
+            waited = true;
+            self.submitted.wait(&mut states);
+        }
+    }
+
+    /// Waits, on `stream`, for what `after` lists.
+    pub(super) fn fence(
+        &self,
+        stream: &D::Stream,
+        after: &[Dependency],
+        pass: u64,
+        kind: usize,
+        previous: Option<usize>,
+    ) -> Result<(), DeviceError> {
+        for dependency in after {
+            let (pass, kind) = match dependency.pass {
+                PassRef::This => (pass, kind),
+                PassRef::Previous(kind) if previous == Some(kind) => (pass - 1, kind),
+                // The pass before was of another kind, or a cold start already waited for it.
+                PassRef::Previous(_) => continue,
+            };
+            let visit = dependency.visit as usize;
+            let state = self.state(pass, kind, visit);
+            assert!(
+                state.pass == pass,
+                "contract: {dependency:?} of pass {pass} was not submitted"
+            );
+            let events = self.events(pass, kind, visit);
+            let (event, generation) = match dependency.stage {
+                Stage::Upload => (&events.upload, state.upload),
+                Stage::Decode => (&events.decode, state.decode),
+                Stage::Compute => (&events.compute, state.compute),
+            };
+            self.device.wait(stream, event, generation)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that has to be submitted before the uploads of `job`.
+    pub(super) fn begin_upload(&self, job: &Job<D>) -> Result<(), DeviceError> {
+        let (device, streams) = (&self.device, [&self.upload, &self.decode]);
+        if job.first {
+            // Passes older than the one before have ended for the host, or will have by this mark; a cold start also
+            // waits for the pass before and for whatever the abandoned transfers still write.
+            let ends = if job.previous.is_none() { 1..=2 } else { 2..=2 };
+            for age in ends.filter(|age| *age <= job.pass) {
+                for stream in streams {
+                    self.pass_end(job.pass - age).wait(device, stream)?;
+                }
+            }
+            if job.previous.is_none() {
+                self.upload_tail.record(device, &self.upload)?;
+                self.decode_tail.record(device, &self.decode)?;
+                self.upload_tail.wait(device, &self.decode)?;
+                self.decode_tail.wait(device, &self.upload)?;
+            }
+        }
+        let after = self.visit_program(job).after(Stage::Upload);
+        self.fence(&self.upload, after, job.pass, job.kind, job.previous)?;
+        if let Some([begin, _]) = &self.events(job.pass, job.kind, job.visit).begin {
+            device.record(&self.upload, begin)?;
+        }
+        Ok(())
+    }
+
+    /// Submits the pinned uploads of `job`.
+    pub(super) fn upload_pinned(&self, job: &Job<D>) -> Result<(), DeviceError> {
+        for upload in &self.visit_program(job).uploads {
+            if let UploadStep::Pinned {
+                offset,
+                pinned,
+                source,
+            } = upload
+            {
+                let (arena, range) = (&job.loaded.arena, source.clone());
+                self.device
+                    .upload_pinned(&self.upload, arena, *offset, pinned, range)?;
+                self.count(job, source.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts bytes that were submitted for `job`.
+    pub(super) fn count(&self, job: &Job<D>, bytes: usize) {
+        self.wire_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.pass_bytes(job.pass)
+            .fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes submitted for the visits of a pass.
+    pub(super) fn pass_bytes(&self, pass: u64) -> &AtomicU64 {
+        &self.pass_bytes[set_of(pass)]
+    }
+
+    /// Marks the end of the uploads of `job`.
+    pub(super) fn end_upload(&self, job: &Job<D>) -> Result<(), DeviceError> {
+        let events = self.events(job.pass, job.kind, job.visit);
+        let uploaded = self.device.record(&self.upload, &events.upload)?;
+        self.update(job.pass, job.kind, job.visit, |state| {
+            state.upload = uploaded
+        });
+        Ok(())
+    }
+
+    /// Submits the decode of `job`.
+    pub(super) fn decode(&self, job: &Job<D>) -> Result<(), DeviceError> {
+        let (device, program) = (&self.device, self.visit_program(job));
+        let table = program
+            .table
+            .expect("decodes are planned for blocks with a table");
+        let events = self.events(job.pass, job.kind, job.visit);
+        let after = program.after(Stage::Decode);
+        self.fence(&self.decode, after, job.pass, job.kind, job.previous)?;
+        if let Some([_, begin]) = &events.begin {
+            device.record(&self.decode, begin)?;
+        }
+        device.decode(&self.decode, &job.loaded.arena, &job.loaded.program, table)?;
+        let decoded = device.record(&self.decode, &events.decode)?;
+        self.update(job.pass, job.kind, job.visit, |state| {
+            state.decode = decoded
+        });
+        Ok(())
+    }
+
+    /// Submits a job that reads no staging buffer.
+    pub(super) fn submit(&self, job: &Job<D>) -> Result<(), DeviceError> {
+        if job.stage == Stage::Decode {
+            return self.decode(job);
+        }
+        self.begin_upload(job)?;
+        self.upload_pinned(job)?;
+        self.end_upload(job)
+    }
+
+    pub(super) fn visit_program(&self, job: &Job<D>) -> &VisitProgram<D> {
+        self.program(job.kind, job.visit)
+            .expect("jobs are streamed visits")
+    }
+}
+
+pub(super) fn set_of(pass: u64) -> usize {
+    usize::try_from(pass % SETS).expect("a remainder of 3")
+}

@@ -1,0 +1,315 @@
+//! What the plan and the report say is what happened.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+mod support;
+
+use std::io::Write;
+use std::sync::Arc;
+
+use offload_core::cpu::CpuDevice;
+use offload_core::encoding::Encoding;
+use offload_core::executor::{ArrivalPolicy, Costs, DeviceBudget, Offload, StagingBuffers};
+use offload_core::model::{Model, PassKind};
+use offload_core::source::{Source, SourceFile};
+use offload_core::swappable::{Swappable, TensorSpec};
+use offload_core::testing::toy::{self, ToyBlock};
+use offload_core::testing::{Observed, Recorder, VirtualDevice};
+
+/// The model's tensors written to a file one after another, and the model that reads them from there.
+fn in_file(model: &Model, file: &mut tempfile::NamedTempFile) -> Model {
+    let mut offset = 0;
+    let mut ranges = Vec::new();
+    for tensor in model.blocks().iter().flat_map(|block| block.tensors()) {
+        let mut bytes = vec![0; usize::try_from(tensor.source().len()).unwrap()];
+        tensor.source().read(0, &mut bytes).unwrap();
+        file.write_all(&bytes).unwrap();
+        ranges.push(offset..offset + bytes.len() as u64);
+        offset += bytes.len() as u64;
+    }
+    file.flush().unwrap();
+    let source = SourceFile::open(file.path()).unwrap();
+    let mut ranges = ranges.into_iter();
+    let blocks = model.blocks().iter().map(|block| {
+        let tensors = block.tensors().iter().map(|tensor| {
+            let range = ranges.next().expect("one each");
+            let source = Source::File {
+                file: Arc::clone(&source),
+                range,
+            };
+            TensorSpec::new(tensor.name(), tensor.shape(), tensor.encoding(), source).unwrap()
+        });
+        Arc::new(ToyBlock::new(block.name(), tensors.collect())) as Arc<dyn Swappable>
+    });
+    Model::new(blocks.collect()).unwrap()
+}
+
+/// Runs passes with and without a last hint, and compares every total with what the recorder counted.
+fn check_totals(model: Model, pins: bool, announce_end: bool, staging: StagingBuffers) {
+    let recorder = Recorder::new();
+    let device = Observed::new(CpuDevice::builder().pins(pins).build(), recorder.clone());
+    let stream = device.inner().inline_stream();
+    let budget = support::resident_bytes(device.inner(), &model) * 6 / 10;
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Bytes(budget))
+        .staging_buffers(staging)
+        .build()
+        .unwrap();
+    let loaded = recorder.counts().upload_bytes;
+    assert_eq!(offload.counters().load_bytes(), loaded);
+    const PASSES: u64 = 5;
+    for pass in 0..PASSES {
+        let mut run = offload.pass(PassKind::FULL, &stream).unwrap();
+        if announce_end && pass + 1 == PASSES {
+            run.last();
+        }
+        while let Some(lease) = run.acquire().unwrap() {
+            drop(lease);
+        }
+    }
+    offload.suspend().unwrap();
+    let report = offload.report().unwrap();
+    let plan = offload.plan();
+    let kind = &plan.kinds[0];
+    assert!(kind.wire_bytes_per_pass > 0, "something is streamed");
+    assert_eq!(report.wire_bytes, PASSES * kind.wire_bytes_per_pass);
+    if announce_end {
+        assert_eq!(
+            report.past_end_bytes, 0,
+            "nothing is brought past an announced end"
+        );
+    } else if pins {
+        assert!(
+            report.past_end_bytes > 0,
+            "the head of a sixth pass was brought"
+        );
+    }
+    assert_eq!(
+        report.load_bytes + report.wire_bytes + report.past_end_bytes,
+        recorder.counts().upload_bytes
+    );
+    assert_eq!(recorder.counts().arenas, 1, "one allocation");
+    assert_eq!(recorder.counts().largest_arena_bytes, plan.arena_bytes);
+    assert!(plan.arena_bytes <= budget && report.arena_bytes == plan.arena_bytes);
+    assert!(report.high_water_bytes <= plan.high_water_bytes);
+}
+
+#[test]
+fn totals_equal_what_the_recording_device_counted() {
+    for pins in [true, false] {
+        for announce_end in [true, false] {
+            let staging = StagingBuffers::default();
+            check_totals(support::mixed_model(), pins, announce_end, staging);
+        }
+    }
+}
+
+#[test]
+fn totals_hold_for_files_and_staging_buffers_of_any_size() {
+    for bytes in [1000, 4096, 1 << 20] {
+        for count in [1, 3] {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            let model = in_file(&support::mixed_model(), &mut file);
+            check_totals(model, true, true, StagingBuffers { count, bytes });
+        }
+    }
+}
+
+#[test]
+fn neighbours_in_a_file_arrive_in_one_upload() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let model = in_file(&support::mixed_model(), &mut file);
+    let recorder = Recorder::new();
+    let device = Observed::new(CpuDevice::new(), recorder.clone());
+    let stream = device.inner().inline_stream();
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .build()
+        .unwrap();
+    let before = recorder.counts();
+    let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+    pass.last();
+    while pass.acquire().unwrap().is_some() {}
+    drop(pass);
+    let after = recorder.counts();
+    assert_eq!(after.uploads - before.uploads, 10, "one upload a block");
+    let decoded = offload.plan().kinds[0]
+        .visits
+        .iter()
+        .filter(|visit| visit.staging.is_some());
+    assert_eq!(
+        after.decodes - before.decodes,
+        decoded.count() as u64,
+        "one decode a block"
+    );
+    assert_eq!(after.handles, before.handles, "no handle is made in a pass");
+}
+
+/// Block swap is worth it because the host goes on: all work of several passes is submitted while the device is held.
+#[test]
+fn the_host_waits_for_nothing_within_a_pass_and_runs_one_pass_ahead() {
+    let recorder = Recorder::new();
+    let device = Observed::new(CpuDevice::new(), recorder.clone());
+    let model = support::mixed_model();
+    let stream = device.inner().inline_stream();
+    let queued = {
+        use offload_core::device::Device;
+        device.create_stream("compute").unwrap()
+    };
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .build()
+        .unwrap();
+    drop(stream);
+    let (open, opened) = std::sync::mpsc::channel::<()>();
+    queued.launch(move || opened.recv().unwrap_or(()));
+    let before = recorder.counts().synchronizes;
+    for _ in 0..2 {
+        let mut pass = offload.pass(PassKind::FULL, &queued).unwrap();
+        while pass.acquire().unwrap().is_some() {}
+    }
+    assert_eq!(
+        recorder.counts().synchronizes,
+        before,
+        "two passes without a wait"
+    );
+    let counters = offload.counters();
+    assert_eq!((counters.submission_waits(), counters.pass_waits()), (0, 0));
+    open.send(()).unwrap();
+    drop(offload.pass(PassKind::FULL, &queued).unwrap());
+    assert_eq!(
+        counters.pass_waits(),
+        1,
+        "the third waits for the end of the first"
+    );
+}
+
+/// Runs the plan on the virtual clock. Returns predicted and measured seconds of a pass, of its stalls, and of the
+/// first pass.
+fn virtual_pass(copy_over_compute: f64, fraction: f64, encoding: Encoding) -> [(f64, f64); 3] {
+    let model = toy::model(&[[64, 256]; 24], &[encoding], 9);
+    let mut costs = Costs::default();
+    costs.rates.upload_latency_s = 0.0;
+    costs.decode_bytes_per_s = 100e9;
+    let bytes: u64 = model.blocks()[0]
+        .tensors()
+        .iter()
+        .map(|tensor| tensor.source().len())
+        .sum();
+    let copy_s = bytes as f64 / costs.rates.wire_bytes_per_s;
+    let compute_s = copy_s / copy_over_compute;
+    costs.compute_s = vec![vec![compute_s; 24]];
+    let device = VirtualDevice::new(costs.clone());
+    use offload_core::device::Device;
+    let stream = device.create_stream("compute").unwrap();
+    let build = |budget| {
+        Offload::builder(&device)
+            .model(model.clone())
+            .remainder_below(64)
+            .costs(costs.clone())
+            .device_budget(budget)
+            .build()
+            .unwrap()
+    };
+    let all = build(DeviceBudget::Bytes(1 << 40)).plan().arena_bytes;
+    let least = build(DeviceBudget::Least).plan().arena_bytes;
+    let budget = least + ((all - least) as f64 * fraction) as u64;
+    let mut offload = build(DeviceBudget::Bytes(budget));
+    const PASSES: usize = 24;
+    for _ in 0..PASSES {
+        let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+        while let Some(lease) = pass.acquire().unwrap() {
+            device.compute(&stream, compute_s);
+            drop(lease);
+        }
+    }
+    let report = offload.report().unwrap();
+    let kind = &offload.plan().kinds[0];
+    let settled = &report.passes[PASSES / 2..];
+    let mean = |of: fn(&offload_core::executor::PassReport) -> f64| {
+        settled.iter().map(of).sum::<f64>() / settled.len() as f64
+    };
+    [
+        (kind.predicted_pass_s, mean(|pass| pass.pass_s)),
+        (kind.predicted_stall_s, mean(|pass| pass.stall_s)),
+        (kind.predicted_cold_pass_s, report.passes[0].pass_s),
+    ]
+}
+
+#[test]
+fn on_the_virtual_clock_a_pass_takes_what_the_plan_predicted() {
+    for encoding in [Encoding::Q8_0, Encoding::BF16] {
+        for copy_over_compute in [0.3, 0.9, 1.0, 1.7, 4.0] {
+            for fraction in [0.0, 0.25, 0.5, 0.75, 0.9] {
+                let figures = virtual_pass(copy_over_compute, fraction, encoding);
+                let pass_s = figures[0].0;
+                for (what, (predicted, measured)) in
+                    ["pass", "stall", "cold pass"].iter().zip(figures)
+                {
+                    assert!(
+                        (predicted - measured).abs() <= 1e-6 * pass_s,
+                        "{what} of {encoding}, r = {copy_over_compute}, {fraction} of the way: \
+                         predicted {predicted}, measured {measured}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stored_arrival_gives_the_encoded_bytes() {
+    let model = toy::model(&[[16, 256]; 6], &support::MIXED, 2);
+    let device = CpuDevice::new();
+    let expected = support::expected(&model, &ArrivalPolicy::STORED);
+    let stream = device.inline_stream();
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .remainder_below(64)
+        .arrival(ArrivalPolicy::STORED)
+        .device_budget(DeviceBudget::Least)
+        .build()
+        .unwrap();
+    let seen = support::Seen::default();
+    support::pass(&mut offload, PassKind::FULL, &stream, &seen).unwrap();
+    support::check(&seen, &expected, &[0, 1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn traces_hold_a_span_for_every_operation() {
+    let device = CpuDevice::new();
+    let stream = device.inline_stream();
+    let mut offload = Offload::builder(&device)
+        .model(support::mixed_model())
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .trace(true)
+        .build()
+        .unwrap();
+    for _ in 0..4 {
+        let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+        while pass.acquire().unwrap().is_some() {}
+    }
+    offload.report().unwrap();
+    let count = |stage| {
+        offload
+            .spans()
+            .iter()
+            .filter(|span| span.stage == stage)
+            .count()
+    };
+    assert_eq!((count("upload"), count("compute")), (40, 40));
+    assert!(count("decode") > 0);
+    assert!(
+        offload
+            .spans()
+            .iter()
+            .all(|span| span.begin_s <= span.end_s)
+    );
+}

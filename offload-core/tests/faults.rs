@@ -1,0 +1,394 @@
+//! Faults injected through the device trait and through files: an error at the visit concerned, nothing leaked, and the
+//! next pass works.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+mod support;
+
+use std::io::Write;
+use std::sync::Arc;
+
+use offload_core::cpu::{CpuDevice, CpuStream, LiveCounts};
+use offload_core::device::{Device, DeviceError};
+use offload_core::encoding::Encoding;
+use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, OffloadError};
+use offload_core::model::{Model, PassKind};
+use offload_core::source::{Source, SourceError, SourceFile};
+use offload_core::swappable::{Swappable, TensorSpec};
+use offload_core::testing::toy::{self, ToyBlock};
+use offload_core::testing::{Call, Faults, Observed};
+
+type FaultyDevice = Observed<CpuDevice, Faults>;
+
+fn build(device: &FaultyDevice) -> Result<Offload<FaultyDevice>, OffloadError> {
+    Offload::builder(device)
+        .model(support::mixed_model())
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .build()
+}
+
+fn device(pins: bool, faults: &Faults) -> FaultyDevice {
+    Observed::new(
+        CpuDevice::builder().pins(pins).poison(true).build(),
+        faults.clone(),
+    )
+}
+
+fn checked_pass(
+    offload: &mut Offload<FaultyDevice>,
+    stream: &CpuStream,
+    expected: &[support::BlockHash],
+) -> Result<(), OffloadError> {
+    let seen = support::Seen::default();
+    let done = support::pass(offload, PassKind::FULL, stream, &seen);
+    for (block, hashes) in std::mem::take(&mut *seen.lock()) {
+        assert_eq!(
+            hashes, expected[block],
+            "what was leased is right, whatever came later"
+        );
+    }
+    done
+}
+
+/// Fails the n-th chosen call of a run, for every n, until a run meets no fault.
+fn fail_every_call(pins: bool, chosen: fn(&Call) -> bool) -> (usize, usize) {
+    let expected = support::expected(&support::mixed_model(), &ArrivalPolicy::default());
+    let (mut in_build, mut in_pass) = (0, 0);
+    for n in 0.. {
+        let faults = Faults::new(chosen);
+        let device = device(pins, &faults);
+        let stream = device.inner().inline_stream();
+        faults.arm(n);
+        match build(&device) {
+            Err(_) => in_build += 1,
+            Ok(mut offload) => {
+                let mut outcomes: Vec<_> = (0..3)
+                    .map(|_| checked_pass(&mut offload, &stream, &expected))
+                    .collect();
+                let met = faults.seen() > n;
+                faults.disarm();
+                // A fault met while the head of a fourth pass was brought surfaces at its visit in that pass.
+                outcomes.push(checked_pass(&mut offload, &stream, &expected));
+                let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+                assert!(
+                    failed <= 1,
+                    "call {n}: one fault fails one pass: {outcomes:?}"
+                );
+                for _ in 0..2 {
+                    let again = checked_pass(&mut offload, &stream, &expected);
+                    assert!(again.is_ok(), "call {n}: the next pass works: {again:?}");
+                }
+                if !met {
+                    return (in_build, in_pass);
+                }
+                in_pass += failed;
+            }
+        }
+        drop(stream);
+        assert_eq!(
+            device.inner().live(),
+            LiveCounts::default(),
+            "call {n}: nothing leaks"
+        );
+    }
+    unreachable!("runs are finite")
+}
+
+#[test]
+fn failing_any_allocation_is_an_error_of_build() {
+    for pins in [true, false] {
+        let (in_build, in_pass) = fail_every_call(pins, |call| {
+            matches!(
+                call,
+                Call::AllocateArena { .. } | Call::AllocateStaging { .. }
+            )
+        });
+        assert!(in_build >= 1 && in_pass == 0, "{in_build} {in_pass}");
+    }
+}
+
+#[test]
+fn failing_any_creation_is_an_error_of_build() {
+    for pins in [true, false] {
+        let (in_build, in_pass) = fail_every_call(pins, |call| {
+            matches!(
+                call,
+                Call::CreateEvent
+                    | Call::CreateStream
+                    | Call::Pin { .. }
+                    | Call::Prepare { .. }
+                    | Call::Memory
+            )
+        });
+        assert!(in_build > 10 && in_pass == 0, "{in_build} {in_pass}");
+    }
+}
+
+#[test]
+fn failing_any_upload_is_an_error_at_its_visit() {
+    for pins in [true, false] {
+        let (in_build, in_pass) = fail_every_call(pins, |call| {
+            matches!(call, Call::UploadPinned { .. } | Call::UploadStaged { .. })
+        });
+        assert!(in_pass >= 20, "{in_build} {in_pass}");
+    }
+}
+
+#[test]
+fn failing_any_decode_is_an_error_at_its_visit() {
+    for pins in [true, false] {
+        let (in_build, in_pass) = fail_every_call(pins, |call| matches!(call, Call::Decode));
+        assert!(in_pass >= 10, "{in_build} {in_pass}");
+    }
+}
+
+#[test]
+fn failing_any_event_or_hold_is_an_error_of_its_pass() {
+    for pins in [true, false] {
+        let (in_build, in_pass) = fail_every_call(pins, |call| {
+            matches!(
+                call,
+                Call::Record | Call::Wait | Call::BeginRead | Call::EndRead
+            )
+        });
+        assert!(in_pass >= 50, "{in_build} {in_pass}");
+    }
+}
+
+#[test]
+fn failing_any_host_wait_is_an_error_of_its_pass() {
+    for pins in [true, false] {
+        let (in_build, in_pass) = fail_every_call(pins, |call| {
+            matches!(call, Call::Synchronize | Call::Elapsed | Call::StagingBytes)
+        });
+        assert!(in_build + in_pass >= 1, "{in_build} {in_pass}");
+    }
+}
+
+#[test]
+fn an_error_names_the_block_and_sticks_for_the_pass() {
+    let faults = Faults::new(|call| matches!(call, Call::UploadPinned { .. }));
+    let device = device(true, &faults);
+    let stream = device.inner().inline_stream();
+    let mut offload = build(&device).unwrap();
+    faults.arm(7);
+    let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+    let mut leased = 0;
+    let error = loop {
+        match pass.acquire() {
+            Ok(Some(_)) => leased += 1,
+            Ok(None) => panic!("the fault was not met"),
+            Err(error) => break error,
+        }
+    };
+    match &error {
+        OffloadError::Block {
+            block,
+            source: DeviceError::Failed { .. },
+        } => {
+            assert_eq!(*block, format!("blocks.{leased}"), "the visit concerned");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        pass.acquire().unwrap_err().to_string(),
+        error.to_string(),
+        "it sticks"
+    );
+    assert_eq!(
+        pass.skip().unwrap_err().to_string(),
+        error.to_string(),
+        "it sticks"
+    );
+}
+
+#[test]
+fn a_lost_device_is_final_and_drop_does_not_hang() {
+    for pins in [true, false] {
+        for n in (0..400).step_by(7) {
+            let faults = Faults::new(|_| true).losing_the_device();
+            let device = device(pins, &faults);
+            let stream = device.inner().inline_stream();
+            faults.arm(n);
+            if let Ok(mut offload) = build(&device) {
+                let expected =
+                    support::expected(&support::mixed_model(), &ArrivalPolicy::default());
+                let outcomes: Vec<_> = (0..8)
+                    .map(|_| checked_pass(&mut offload, &stream, &expected))
+                    .collect();
+                let first = outcomes
+                    .iter()
+                    .position(Result::is_err)
+                    .expect("400 calls are made");
+                for outcome in &outcomes[first..] {
+                    let error = outcome.as_ref().unwrap_err();
+                    assert!(error.is_device_lost(), "call {n}: {error:?}");
+                }
+                assert!(offload.suspend().is_err());
+            }
+            drop(stream);
+            assert_eq!(
+                device.inner().live(),
+                LiveCounts::default(),
+                "call {n}: nothing leaks"
+            );
+        }
+    }
+}
+
+/// A model whose blocks lie in a file, one tensor each.
+fn model_in(file: &std::path::Path, blocks: u64, block_bytes: u64) -> Model {
+    let source = SourceFile::open(file).unwrap();
+    let block = |index: u64| {
+        let range = index * block_bytes..(index + 1) * block_bytes;
+        let source = Source::File {
+            file: Arc::clone(&source),
+            range,
+        };
+        let shape = [block_bytes / 4];
+        let tensor = TensorSpec::new("weight", shape, Encoding::F32, source).unwrap();
+        Arc::new(ToyBlock::new(format!("blocks.{index}"), vec![tensor])) as Arc<dyn Swappable>
+    };
+    Model::new((0..blocks).map(block).collect()).unwrap()
+}
+
+#[test]
+fn a_file_that_changes_is_an_error_that_names_it() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&toy::random_bytes(1, 8 * 4096)).unwrap();
+    let device = CpuDevice::new();
+    let stream = device.inline_stream();
+    let mut offload = Offload::builder(&device)
+        .model(model_in(file.path(), 8, 4096))
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .build()
+        .unwrap();
+    let seen = support::Seen::default();
+    support::pass(&mut offload, PassKind::FULL, &stream, &seen).unwrap();
+    file.as_file().set_len(5000).unwrap();
+    let error = offload.pass(PassKind::FULL, &stream).unwrap_err();
+    match error {
+        OffloadError::Source {
+            source:
+                SourceError::Changed {
+                    path,
+                    opened_len,
+                    len,
+                },
+            ..
+        } => {
+            assert_eq!(
+                (path.as_path(), opened_len, len),
+                (file.path(), 32768, 5000)
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    // A file that is whole again, but written to since, is still not the one that was opened.
+    file.as_file().set_len(8 * 4096).unwrap();
+    assert!(offload.pass(PassKind::FULL, &stream).is_err());
+}
+
+#[test]
+fn a_file_truncated_under_a_pass_is_an_error_at_the_block() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&toy::random_bytes(1, 8 * 4096)).unwrap();
+    let device = CpuDevice::new();
+    let stream = device.inline_stream();
+    let mut offload = Offload::builder(&device)
+        .model(model_in(file.path(), 8, 4096))
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .build()
+        .unwrap();
+    let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+    drop(pass.acquire().unwrap());
+    file.as_file().set_len(5 * 4096 + 100).unwrap();
+    let mut leased = 1;
+    let error = loop {
+        match pass.acquire() {
+            Ok(Some(_)) => leased += 1,
+            Ok(None) => panic!("the end of the file was not met"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(leased, 5);
+    match error {
+        OffloadError::Source {
+            block,
+            source: SourceError::Truncated { path, end, .. },
+        } => {
+            assert_eq!(
+                (&*block, path.as_path(), end),
+                ("blocks.5", file.path(), 5 * 4096 + 100)
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_deleted_file_keeps_giving_its_bytes() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&toy::random_bytes(1, 8 * 4096)).unwrap();
+    let model = model_in(file.path(), 8, 4096);
+    let expected = support::expected(&model, &ArrivalPolicy::default());
+    let device = CpuDevice::new();
+    let stream = device.inline_stream();
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .build()
+        .unwrap();
+    file.close().unwrap();
+    let seen = support::Seen::default();
+    support::pass(&mut offload, PassKind::FULL, &stream, &seen).unwrap();
+    support::check(&seen, &expected, &[0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn a_budget_that_is_too_small_is_refused_with_the_least_that_would_do() {
+    let device = CpuDevice::new();
+    let builder = |budget| {
+        Offload::builder(&device)
+            .model(support::mixed_model())
+            .remainder_below(64)
+            .device_budget(budget)
+            .build()
+    };
+    let least = builder(DeviceBudget::Least).unwrap().plan().arena_bytes;
+    let error = builder(DeviceBudget::Bytes(least - 1))
+        .unwrap_err()
+        .to_string();
+    let expected = format!(
+        "budget of {} bytes is too small: the least that would do is {least}",
+        least - 1
+    );
+    assert_eq!(error, expected);
+    builder(DeviceBudget::Bytes(least)).unwrap();
+}
+
+#[test]
+fn a_device_with_too_little_memory_refuses_with_the_numbers() {
+    let device = CpuDevice::builder().memory_bytes(10_000).build();
+    let error = Offload::builder(&device)
+        .model(support::mixed_model())
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Bytes(1 << 30))
+        .build()
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            OffloadError::Device(DeviceError::OutOfMemory {
+                free_bytes: 10_000,
+                ..
+            })
+        ),
+        "{error:?}"
+    );
+    assert_eq!(device.memory().unwrap().free_bytes, 10_000);
+}

@@ -1,0 +1,78 @@
+//! In the steady state from pinned sources no memory is allocated, on any thread.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+#![expect(unsafe_code, reason = "a counting global allocator")]
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use offload_core::cpu::CpuDevice;
+use offload_core::device::Device;
+use offload_core::executor::{DeviceBudget, Offload};
+use offload_core::model::PassKind;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every method hands its arguments on to the system allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps `alloc`'s contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps `dealloc`'s contract, and `pointer` came from `System`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps `realloc`'s contract, and `pointer` came from `System`.
+        unsafe { System.realloc(pointer, layout, bytes) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn passes_from_pinned_sources_allocate_nothing() {
+    let device = CpuDevice::new();
+    for inline in [true, false] {
+        let stream = match inline {
+            true => device.inline_stream(),
+            false => device.create_stream("compute").unwrap(),
+        };
+        let mut offload = Offload::builder(&device)
+            .model(support::mixed_model())
+            .remainder_below(64)
+            .device_budget(DeviceBudget::Least)
+            .build()
+            .unwrap();
+        assert!(
+            offload.plan().kinds[0].wire_bytes_per_pass > 0,
+            "something is streamed"
+        );
+        let mut run = |passes| {
+            for _ in 0..passes {
+                let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+                while let Some(lease) = pass.acquire().unwrap() {
+                    assert!(lease.tensor("weight").unwrap().address() > 0);
+                }
+            }
+        };
+        run(20); // queues and tables reach their size
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        run(100);
+        assert_eq!(
+            ALLOCATIONS.load(Ordering::Relaxed) - before,
+            0,
+            "inline: {inline}"
+        );
+    }
+}

@@ -1,0 +1,256 @@
+//! Streamed blocks arrive with the bytes that the reference decoder gives, whatever the order in which streams run;
+//! and every fence is needed for that.
+//!
+//! There are five: `Uploaded`, `StagingRead`, `Arrived`, `LastReader` and `LastWriter`. For each, the plan is stripped of it and the same passes are run: the interval table, the
+//! poison or the hashes must notice.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+mod support;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use offload_core::cpu::CpuDevice;
+use offload_core::device::Device;
+use offload_core::encoding::Encoding;
+use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, OffloadError};
+use offload_core::model::{Model, PassKind};
+use offload_core::plan::{Fence, Plan};
+use offload_core::testing::toy;
+
+fn passes_from_environment(default: usize) -> usize {
+    std::env::var("OFFLOAD_LONG_PASSES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
+}
+
+/// Runs `passes` passes on a queued stream and checks every hash.
+fn stream(
+    device: &CpuDevice,
+    model: &Model,
+    budget: DeviceBudget,
+    passes: usize,
+    amend: fn(Plan) -> Plan,
+) -> Result<(), OffloadError> {
+    let policy = ArrivalPolicy::default();
+    let expected = support::expected(model, &policy);
+    let visits: Vec<usize> = (0..model.blocks().len()).collect();
+    let stream = device.create_stream("compute")?;
+    let mut offload = Offload::builder(device)
+        .model(model.clone())
+        .remainder_below(64)
+        .device_budget(budget)
+        .amend_plan(amend)
+        .build()?;
+    assert!(
+        offload.plan().kinds[0].wire_bytes_per_pass > 0,
+        "something is streamed"
+    );
+    let seen = support::Seen::default();
+    let event = device.create_event()?;
+    for done in 0..passes {
+        support::pass(&mut offload, PassKind::FULL, &stream, &seen)?;
+        if done % 50 == 49 || done + 1 == passes {
+            let generation = device.record(&stream, &event)?;
+            device.synchronize(&event, generation)?;
+            let all: Vec<usize> = (0..done % 50 + 1)
+                .flat_map(|_| visits.iter().copied())
+                .collect();
+            support::check(&seen, &expected, &all);
+        }
+    }
+    let report = offload.report()?;
+    assert_eq!(
+        report.high_water_bytes,
+        offload.plan().high_water_bytes,
+        "high water as planned"
+    );
+    Ok(())
+}
+
+fn jittery(seed: u64, pins: bool) -> CpuDevice {
+    CpuDevice::builder()
+        .poison(true)
+        .jitter(seed)
+        .pins(pins)
+        .build()
+}
+
+#[test]
+fn a_thousand_passes_at_the_least_budget_are_identical() {
+    let passes = passes_from_environment(1000);
+    stream(
+        &jittery(1, true),
+        &support::mixed_model(),
+        DeviceBudget::Least,
+        passes,
+        |plan| plan,
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_thousand_passes_at_a_middling_budget_are_identical() {
+    let (device, model) = (jittery(2, true), support::mixed_model());
+    let budget = DeviceBudget::Bytes(support::resident_bytes(&device, &model) * 6 / 10);
+    stream(
+        &device,
+        &model,
+        budget,
+        passes_from_environment(1000),
+        |plan| plan,
+    )
+    .unwrap();
+}
+
+#[test]
+fn staged_memory_arrives_identical() {
+    let (device, model) = (jittery(3, false), support::mixed_model());
+    let budget = DeviceBudget::Bytes(support::resident_bytes(&device, &model) * 6 / 10);
+    stream(&device, &model, budget, 200, |plan| plan).unwrap();
+}
+
+#[test]
+fn direct_blocks_arrive_identical() {
+    let model = toy::model(&[[16, 256]; 8], &[Encoding::BF16], 4);
+    stream(
+        &jittery(4, true),
+        &model,
+        DeviceBudget::Least,
+        200,
+        |plan| plan,
+    )
+    .unwrap();
+}
+
+/// Whether jitter, poison, interval table and hashes notice what `amend` did to the plan, within so many seeds.
+fn notices(model: &Model, skip: bool, seeds: u64, amend: fn(Plan) -> Plan) -> bool {
+    for seed in 0..seeds {
+        let run = || {
+            let device = jittery(seed, true);
+            let expected = support::expected(model, &ArrivalPolicy::default());
+            let stream = device.create_stream("compute")?;
+            let mut offload = Offload::builder(&device)
+                .model(model.clone())
+                .remainder_below(64)
+                .device_budget(DeviceBudget::Least)
+                .amend_plan(amend)
+                .build()?;
+            let seen = support::Seen::default();
+            for _ in 0..20 {
+                let mut pass = offload.pass(PassKind::FULL, &stream)?;
+                let mut visit = 0;
+                loop {
+                    // Two of three visits are skipped, so that writers follow writers.
+                    if skip && visit % 3 != 2 {
+                        if !pass.skip()? {
+                            break;
+                        }
+                    } else if let Some(lease) = pass.acquire()? {
+                        support::compute(&lease, &stream, &seen);
+                    } else {
+                        break;
+                    }
+                    visit += 1;
+                }
+            }
+            offload.report()?;
+            drop(offload);
+            drop(stream);
+            let seen = std::mem::take(&mut *seen.lock());
+            assert!(
+                seen.iter()
+                    .all(|(block, hashes)| *hashes == expected[*block]),
+                "wrong bytes"
+            );
+            Ok::<_, OffloadError>(())
+        };
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return true,
+        }
+    }
+    false
+}
+
+fn writers_model() -> Model {
+    toy::model(&[[64, 256]; 9], &[Encoding::Q8_0, Encoding::BF16], 5)
+}
+
+#[test]
+fn with_all_fences_nothing_is_noticed() {
+    assert!(!notices(&support::mixed_model(), false, 20, |plan| plan));
+    assert!(!notices(&writers_model(), true, 20, |plan| plan));
+}
+
+#[test]
+fn decode_without_waiting_for_its_upload_is_noticed() {
+    let model = support::mixed_model();
+    assert!(notices(&model, false, 200, |plan| plan
+        .without_fence(Fence::Uploaded)));
+}
+
+#[test]
+fn an_upload_into_staging_that_is_still_read_is_noticed() {
+    let model = support::mixed_model();
+    assert!(notices(&model, false, 200, |plan| plan
+        .without_fence(Fence::StagingRead)));
+}
+
+#[test]
+fn compute_without_waiting_for_its_block_is_noticed() {
+    let model = support::mixed_model();
+    assert!(notices(&model, false, 200, |plan| plan
+        .without_fence(Fence::Arrived)));
+}
+
+#[test]
+fn a_write_over_a_block_that_is_still_read_is_noticed() {
+    let model = support::mixed_model();
+    assert!(notices(&model, false, 200, |plan| plan
+        .without_fence(Fence::LastReader)));
+}
+
+/// Direct and decoded blocks share the window, and skipped visits have no reader: only the writer fence is between a
+/// decode on one stream and an upload on another.
+#[test]
+fn a_write_over_a_range_that_is_still_written_is_noticed() {
+    assert!(notices(&writers_model(), true, 200, |plan| plan
+        .without_fence(Fence::LastWriter)));
+}
+
+#[test]
+fn with_all_fences_skipped_visits_stay_right() {
+    let model = writers_model();
+    let expected = support::expected(&model, &ArrivalPolicy::default());
+    let device = jittery(6, true);
+    let stream = device.create_stream("compute").unwrap();
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .build()
+        .unwrap();
+    let seen = support::Seen::default();
+    for round in 0..300 {
+        let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+        for visit in 0..9 {
+            if (visit + round) % 3 == 2 {
+                let lease = pass.acquire().unwrap().expect("visits are left");
+                support::compute(&lease, &stream, &seen);
+            } else {
+                assert!(pass.skip().unwrap());
+            }
+        }
+        assert!(!pass.skip().unwrap(), "nothing is left to skip");
+    }
+    let report = offload.report().unwrap();
+    assert_eq!((report.visits, report.skipped), (900, 1800));
+    drop(offload);
+    drop(stream);
+    for (block, hashes) in Arc::try_unwrap(seen).unwrap().into_inner() {
+        assert_eq!(hashes, expected[block]);
+    }
+}
