@@ -1,5 +1,7 @@
 //! The program `inspect`, run as a user runs it.
 
+mod support;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -10,55 +12,21 @@ use offload_wan::{Recipe, SynthesizeSpec, synthesize};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The program, as it is now: running one test alone does not build the examples.
-fn program() -> Command {
-    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
-        let test = std::env::current_exe().expect("a running test has a path");
-        let profile = test
-            .parent()
-            .and_then(Path::parent)
-            .expect("tests lie in target/PROFILE/deps");
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--example", "inspect"]);
-        build.current_dir(env!("CARGO_MANIFEST_DIR"));
-        build.arg("--target-dir");
-        build.arg(profile.parent().expect("a profile lies in target"));
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        let status = build.status().expect("cargo starts");
-        assert!(status.success(), "inspect does not build");
-        let name = format!("inspect{}", std::env::consts::EXE_SUFFIX);
-        profile.join("examples").join(name)
-    });
-    Command::new(&*BUILT)
-}
+static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| support::build("inspect"));
 
 fn inspect(arguments: &[&Path]) -> Output {
-    program()
-        .args(arguments)
-        .output()
-        .expect("the program starts")
+    support::run(&PROGRAM, arguments)
 }
 
 fn json(files: &[&Path]) -> Value {
     let mut arguments = files.to_vec();
     arguments.push(Path::new("--json"));
-    let output = inspect(&arguments);
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).expect("one JSON document and nothing else")
+    support::json(&PROGRAM, &arguments)
 }
 
-/// Exit status 2, one line on standard error, nothing on standard output.
 #[track_caller]
 fn refused(arguments: &[&Path]) -> String {
-    let output = inspect(arguments);
-    assert_eq!(output.status.code(), Some(2), "{output:?}");
-    assert!(output.stdout.is_empty(), "{output:?}");
-    let line = String::from_utf8(output.stderr).expect("is text");
-    assert_eq!(line.lines().count(), 1, "{line}");
-    assert!(line.ends_with('\n'), "{line}");
-    line
+    support::refused(&PROGRAM, arguments)
 }
 
 fn small() -> SynthesizeSpec {
@@ -279,7 +247,7 @@ fn a_reader_that_leaves_early_is_no_error() {
     for format in [&[][..], &["--json"]] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let output = program()
+        let output = Command::new(&*PROGRAM)
             .arg(&path)
             .args(format)
             .stdout(Stdio::from(writer))

@@ -13,6 +13,7 @@ use crate::executor::report::{Counters, PassReport, Span};
 use crate::executor::transfer::{Arrival, Job};
 use crate::model::PassKind;
 use crate::plan::{LiveWindow, Stage, VisitPlan};
+use crate::swappable::Role;
 
 /// What follows the running pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -692,6 +693,12 @@ impl<D: Device> Lease<'_, D> {
             .tensors()
             .iter()
             .map(|tensor| tensor.name())
+    }
+
+    /// Names and roles of the block's tensors, in their order.
+    pub fn tensor_roles(&self) -> impl Iterator<Item = (&str, Role)> {
+        let tensors = self.offload.model.blocks()[self.block_index()].tensors();
+        tensors.iter().map(|tensor| (tensor.name(), tensor.role()))
     }
 
     /// A tensor as it arrived.

@@ -1,0 +1,424 @@
+//! Streams a WAN checkpoint through a device budget and computes with every block as it arrives.
+//!
+//! ```text
+//! cargo run --example stream_wan
+//! cargo run --example stream_wan -- wan2.1_t2v_1.3B_Q4_K_M.gguf --budget 600MiB --passes 8
+//! ```
+//!
+//! Without a file it writes a small checkpoint to a temporary folder first. It runs the passes twice: once with
+//! everything resident, once within the budget, and compares the results bit for bit.
+
+#[path = "support/matrix.rs"]
+mod matrix;
+#[path = "support/program.rs"]
+mod program;
+#[path = "support/size.rs"]
+mod size;
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bytesize::ByteSize;
+use clap::{Parser, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use matrix::Activation;
+use offload_core::cpu::CpuDevice;
+use offload_core::decode::Float;
+use offload_core::executor::{
+    Arrival, ArrivalPolicy, DeviceBudget, Offload, OffloadError, Report as OffloadReport, Span,
+};
+use offload_core::model::{Model, PassKind, Residency};
+use offload_core::plan::{Form, Plan, PlanError, Verdict};
+use offload_core::swappable::Role;
+use offload_core::testing::{Observed, Recorder};
+use offload_wan::{Checkpoint, SynthesizeSpec, synthesize};
+use serde::Serialize;
+use serde_json::json;
+
+/// Streams a WAN checkpoint through a device budget and computes with every block as it arrives.
+#[derive(Debug, Parser)]
+#[command(name = "stream_wan")]
+struct Arguments {
+    /// The checkpoint; several files are the shards of one model. Without one, a small checkpoint is made.
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value_t = DeviceName::Auto)]
+    device: DeviceName,
+    /// Device memory: a size such as 8GiB or 900MiB, or `least`. Default: 60 % of what everything resident
+    /// takes, or the least that will do if that is more.
+    #[arg(long, value_parser = parse_budget, conflicts_with = "blocks_to_swap")]
+    budget: Option<DeviceBudget>,
+    /// Stream the last N transformer blocks and keep all others resident.
+    #[arg(long, value_name = "N")]
+    blocks_to_swap: Option<usize>,
+    /// How often to walk the model.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    passes: u32,
+    /// The form in which matrices arrive; `stored` is for vectors too, which arrive as f32 otherwise.
+    #[arg(long, value_enum, default_value_t = ArrivalName::Bf16)]
+    arrive: ArrivalName,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+    /// Write what moved when, for chrome://tracing or Perfetto.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DeviceName {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ArrivalName {
+    Stored,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl ArrivalName {
+    fn policy(self) -> ArrivalPolicy {
+        let matrices = match self {
+            Self::Stored => return ArrivalPolicy::STORED,
+            Self::F32 => Float::F32,
+            Self::F16 => Float::F16,
+            Self::Bf16 => Float::BF16,
+        };
+        ArrivalPolicy {
+            matrices: Arrival::Decoded(matrices),
+            ..ArrivalPolicy::default()
+        }
+    }
+}
+
+fn parse_budget(text: &str) -> Result<DeviceBudget, String> {
+    match text {
+        "least" => Ok(DeviceBudget::Least),
+        _ => size::parse_size(text).map(DeviceBudget::Bytes),
+    }
+}
+
+/// What is printed.
+#[derive(Debug, Serialize)]
+struct Report {
+    variant: Option<String>,
+    device: String,
+    /// Both runs gave the same bits.
+    identical: bool,
+    budget_bytes: u64,
+    peak_bytes: u64,
+    /// What everything resident takes.
+    resident_peak_bytes: u64,
+    streamed_blocks: usize,
+    /// Bytes moved once, before the first pass.
+    load_bytes: u64,
+    wire_bytes_per_pass: u64,
+    /// Bytes brought for a pass that never came.
+    prefetched_past_end_bytes: u64,
+    /// Bytes of all uploads, counted by a device around the device.
+    uploaded_bytes: u64,
+    pass_seconds: Vec<f64>,
+    stall_seconds: Vec<f64>,
+    predicted_pass_seconds: f64,
+    bound_seconds: f64,
+    verdict: Verdict,
+}
+
+fn main() -> ExitCode {
+    program::run(stream)
+}
+
+fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
+    choose_device(arguments.device)?;
+    // Opened first: a run of hours must not end with a bad path.
+    let trace = match &arguments.trace {
+        Some(path) => {
+            Some(File::create(path).map_err(|error| format!("{}: {error}", path.display()))?)
+        }
+        None => None,
+    };
+    let folder = tempfile::tempdir()?;
+    let checkpoint = if arguments.files.is_empty() {
+        let path = folder.path().join("wan_demo.gguf");
+        synthesize(&SynthesizeSpec::default(), &path)?;
+        Checkpoint::open(path)?
+    } else {
+        Checkpoint::open_all(&arguments.files)?
+    };
+    let model = checkpoint.model()?;
+    let policy = arguments.arrive.policy();
+
+    let everything = Run::new(&model, policy, DeviceBudget::LeaveFree(0), false)?;
+    let resident_peak_bytes = everything.offload.plan().arena_bytes;
+    let passes = arguments.passes;
+    let bar = ProgressBar::new(2 * u64::from(passes) * model.kinds()[0].visits().len() as u64);
+    if arguments.json {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    let style = "{msg:10} {bar:40} {pos}/{len} visits, {elapsed}";
+    bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+    bar.set_message("resident");
+    let expected = everything.passes(passes, &bar)?;
+
+    let within = match (arguments.blocks_to_swap, arguments.budget) {
+        (Some(count), _) => {
+            let model = swap_last(model, count)?;
+            Run::new(&model, policy, DeviceBudget::Least, trace.is_some())?
+        }
+        (None, Some(budget)) => Run::new(&model, policy, budget, trace.is_some())?,
+        (None, None) => {
+            let budget = DeviceBudget::Bytes(resident_peak_bytes / 5 * 3);
+            match Run::new(&model, policy, budget, trace.is_some()) {
+                Err(OffloadError::Plan(PlanError::BudgetTooSmall { .. })) => {
+                    Run::new(&model, policy, DeviceBudget::Least, trace.is_some())?
+                }
+                run => run?,
+            }
+        }
+    };
+    let plan = within.offload.plan().clone();
+    if !arguments.json {
+        writeln!(out, "{plan}")?;
+        out.flush()?;
+    }
+    bar.set_message("streamed");
+    let streamed = within.passes(passes, &bar)?;
+    bar.finish_and_clear();
+    if let Some(file) = trace {
+        write_trace(file, &streamed.spans)?;
+    }
+
+    let variant = checkpoint
+        .detection()
+        .variant
+        .map(|variant| variant.to_string());
+    let report = Report {
+        identical: streamed.digests == expected.digests,
+        ..Report::new(variant, &plan, &streamed, resident_peak_bytes)
+    };
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut *out, &report)?;
+        writeln!(out)?;
+    } else {
+        report.print(out)?;
+    }
+    if report.identical {
+        Ok(())
+    } else {
+        Err("the results of the two runs differ".into())
+    }
+}
+
+/// The only device that can be streamed to so far is the CPU device; asking for another is an error.
+fn choose_device(name: DeviceName) -> Result<(), Box<dyn Error>> {
+    match name {
+        DeviceName::Cpu | DeviceName::Auto => Ok(()),
+        DeviceName::Cuda => {
+            offload_cuda::probe()?;
+            Err("CUDA is there, but this version cannot stream to it yet: use --device cpu".into())
+        }
+    }
+}
+
+/// The original block swap: the last `count` transformer blocks leave the device, all else stays.
+fn swap_last(model: Model, count: usize) -> Result<Model, Box<dyn Error>> {
+    let blocks = model.blocks().len();
+    let is_block = |index: &usize| model.blocks()[*index].name().starts_with("blocks.");
+    let transformer: Vec<usize> = (0..blocks).filter(is_block).collect();
+    let Some(first) = transformer.len().checked_sub(count) else {
+        let there = transformer.len();
+        return Err(format!("cannot swap {count} blocks: the model has {there}").into());
+    };
+    let swapped = &transformer[first..];
+    (0..blocks).try_fold(model, |model, index| {
+        let swap = swapped.contains(&index);
+        let residency = if swap {
+            Residency::Never
+        } else {
+            Residency::Always
+        };
+        Ok(model.with_residency(index, residency)?)
+    })
+}
+
+type RecordedDevice = Observed<CpuDevice, Recorder>;
+
+/// A model made ready on a device of its own.
+struct Run {
+    device: RecordedDevice,
+    offload: Offload<RecordedDevice>,
+}
+
+/// What came of the passes.
+struct Outcome {
+    /// Of each pass.
+    digests: Vec<u64>,
+    report: OffloadReport,
+    spans: Vec<Span>,
+    uploaded_bytes: u64,
+}
+
+impl Run {
+    fn new(
+        model: &Model,
+        policy: ArrivalPolicy,
+        budget: DeviceBudget,
+        trace: bool,
+    ) -> Result<Self, OffloadError> {
+        let device = Observed::new(CpuDevice::new(), Recorder::new());
+        let offload = Offload::builder(&device)
+            .model(model.clone())
+            .arrival(policy)
+            .device_budget(budget)
+            .trace(trace)
+            .build()?;
+        Ok(Self { device, offload })
+    }
+
+    fn passes(mut self, count: u32, bar: &ProgressBar) -> Result<Outcome, Box<dyn Error>> {
+        let stream = self.device.inner().inline_stream();
+        let mut digests = Vec::new();
+        for number in 1..=count {
+            let mut activation = Activation::new(256);
+            let mut pass = self.offload.pass(PassKind::FULL, &stream)?;
+            if number == count {
+                pass.last();
+            }
+            while let Some(lease) = pass.acquire()? {
+                for (name, role) in lease.tensor_roles() {
+                    let tensor = lease.tensor(name)?;
+                    let bytes = tensor.host_bytes().expect("inline streams give bytes");
+                    match (role, tensor.shape().first()) {
+                        (Role::Matrix, Some(&rows)) => {
+                            let rows = usize::try_from(rows)?;
+                            activation.multiply(bytes, tensor.encoding(), rows)?;
+                        }
+                        _ => activation.read(bytes),
+                    }
+                }
+                drop(lease);
+                bar.inc(1);
+            }
+            digests.push(activation.digest());
+        }
+        let report = self.offload.report()?;
+        let uploaded_bytes = self.device.observer().counts().upload_bytes;
+        Ok(Outcome {
+            digests,
+            report,
+            spans: self.offload.spans().to_vec(),
+            uploaded_bytes,
+        })
+    }
+}
+
+impl Report {
+    fn new(
+        variant: Option<String>,
+        plan: &Plan,
+        outcome: &Outcome,
+        resident_peak_bytes: u64,
+    ) -> Self {
+        let kind = &plan.kinds[PassKind::FULL.index()];
+        let report = &outcome.report;
+        let streamed = plan
+            .blocks
+            .iter()
+            .filter(|block| block.form == Form::Streamed);
+        Self {
+            variant,
+            device: report.device.clone(),
+            identical: false,
+            budget_bytes: report.budget_bytes,
+            peak_bytes: report.arena_bytes,
+            resident_peak_bytes,
+            streamed_blocks: streamed.count(),
+            load_bytes: report.load_bytes,
+            wire_bytes_per_pass: kind.wire_bytes_per_pass,
+            prefetched_past_end_bytes: report.past_end_bytes,
+            uploaded_bytes: outcome.uploaded_bytes,
+            pass_seconds: report.passes.iter().map(|pass| pass.pass_s).collect(),
+            stall_seconds: report.passes.iter().map(|pass| pass.stall_s).collect(),
+            predicted_pass_seconds: kind.predicted_pass_s,
+            bound_seconds: kind.certificate.placement_bound_s,
+            verdict: kind.verdict,
+        }
+    }
+
+    fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let share = 100.0 * self.peak_bytes as f64 / self.resident_peak_bytes as f64;
+        let seconds = |list: &[f64]| {
+            list.iter()
+                .map(|seconds| format!("{seconds:.3}"))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let past_end = ByteSize(self.prefetched_past_end_bytes);
+        writeln!(
+            out,
+            "variant     {}",
+            self.variant.as_deref().unwrap_or("unknown")
+        )?;
+        writeln!(out, "device      {}", self.device)?;
+        writeln!(out, "budget      {}", ByteSize(self.budget_bytes))?;
+        writeln!(
+            out,
+            "peak        {}, {share:.0} % of {} with everything resident",
+            ByteSize(self.peak_bytes),
+            ByteSize(self.resident_peak_bytes)
+        )?;
+        writeln!(
+            out,
+            "moved       {} once, {} each pass for {} streamed blocks, {past_end} past the end",
+            ByteSize(self.load_bytes),
+            ByteSize(self.wire_bytes_per_pass),
+            self.streamed_blocks
+        )?;
+        writeln!(out, "passes      {} s", seconds(&self.pass_seconds))?;
+        writeln!(out, "stalled     {} s", seconds(&self.stall_seconds))?;
+        writeln!(out, "verdict     {}", self.verdict)?;
+        let verdict = if self.identical {
+            "identical to"
+        } else {
+            "DIFFERENT from"
+        };
+        writeln!(
+            out,
+            "result      {verdict} the run with everything resident"
+        )
+    }
+}
+
+/// Chrome's trace format: complete events, times in microseconds, a row for each stage.
+fn write_trace(file: File, spans: &[Span]) -> Result<(), Box<dyn Error>> {
+    let stages = ["upload", "decode", "stall", "compute"];
+    let events = spans.iter().map(|span| {
+        json!({
+            "name": span.block,
+            "cat": span.stage,
+            "ph": "X",
+            "ts": span.begin_s * 1e6,
+            "dur": (span.end_s - span.begin_s) * 1e6,
+            "pid": 0,
+            "tid": stages.iter().position(|stage| *stage == span.stage),
+            "args": { "pass": span.pass },
+        })
+    });
+    let names = stages.iter().enumerate().map(|(tid, stage)| {
+        json!({
+            "name": "thread_name", "ph": "M", "pid": 0, "tid": tid, "args": { "name": stage },
+        })
+    });
+    let events: Vec<_> = names.chain(events).collect();
+    let mut file = BufWriter::new(file);
+    serde_json::to_writer(&mut file, &json!({ "traceEvents": events }))?;
+    Ok(file.flush()?)
+}

@@ -1,0 +1,206 @@
+//! The program `stream_wan`, run as a user runs it.
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use offload_core::format::gguf::Gguf;
+use serde_json::Value;
+
+static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| support::build("stream_wan"));
+
+fn json(arguments: &[&str]) -> Value {
+    let fixture = support::fixture();
+    let mut all = vec![fixture.to_str().expect("paths here are text"), "--json"];
+    all.extend(arguments);
+    support::json(&PROGRAM, &all)
+}
+
+fn number(report: &Value, key: &str) -> u64 {
+    report[key]
+        .as_u64()
+        .unwrap_or_else(|| panic!("{key} of {report}"))
+}
+
+/// Encoded bytes of transformer block `index` of the fixture.
+fn encoded_bytes(index: usize) -> u64 {
+    let gguf = Gguf::open(support::fixture()).expect("the fixture opens");
+    let prefix = format!("blocks.{index}.");
+    let tensors = gguf
+        .tensors()
+        .iter()
+        .filter(|tensor| tensor.name().starts_with(&prefix));
+    tensors.map(|tensor| tensor.source().len()).sum()
+}
+
+/// What must hold whatever the budget.
+#[track_caller]
+fn check(report: &Value, passes: u64) {
+    assert_eq!(report["identical"], true);
+    assert_eq!(report["device"], "cpu");
+    assert!(number(report, "peak_bytes") <= number(report, "budget_bytes"));
+    let streamed = number(report, "streamed_blocks");
+    let (first, wire) = (encoded_bytes(0), number(report, "wire_bytes_per_pass"));
+    // The fixture's blocks are alike.
+    assert_eq!(
+        wire,
+        streamed * first,
+        "encoded bytes of the streamed blocks"
+    );
+    let moved =
+        number(report, "load_bytes") + passes * wire + number(report, "prefetched_past_end_bytes");
+    assert_eq!(
+        moved,
+        number(report, "uploaded_bytes"),
+        "what the recording device counted"
+    );
+    for key in ["pass_seconds", "stall_seconds"] {
+        let list = report[key]
+            .as_array()
+            .unwrap_or_else(|| panic!("{key} of {report}"));
+        assert_eq!(list.len() as u64, passes, "{key}");
+        assert!(
+            list.iter()
+                .all(|seconds| seconds.as_f64().is_some_and(|s| s >= 0.0)),
+            "{key}"
+        );
+    }
+    for key in ["predicted_pass_seconds", "bound_seconds"] {
+        assert!(
+            report[key].as_f64().is_some_and(|seconds| seconds >= 0.0),
+            "{key}"
+        );
+    }
+}
+
+#[test]
+fn the_least_budget_streams_every_block_and_changes_no_bit() {
+    for arrive in ["bf16", "f16", "f32", "stored"] {
+        let report = json(&["--budget", "least", "--arrive", arrive, "--passes", "3"]);
+        check(&report, 3);
+        assert_eq!(number(&report, "streamed_blocks"), 3, "{arrive}");
+        assert_eq!(
+            number(&report, "peak_bytes"),
+            number(&report, "budget_bytes"),
+            "{arrive}"
+        );
+    }
+}
+
+#[test]
+fn three_quarters_of_the_resident_peak_stream_some_blocks_and_change_no_bit() {
+    let resident = json(&["--blocks-to-swap", "0"]);
+    check(&resident, 4);
+    assert_eq!(number(&resident, "streamed_blocks"), 0);
+    assert_eq!(resident["verdict"], "resident");
+    let peak = number(&resident, "peak_bytes");
+    assert_eq!(peak, number(&resident, "resident_peak_bytes"));
+    let budget = (peak * 3 / 4).to_string();
+    let report = json(&["--budget", &budget, "--arrive", "bf16"]);
+    check(&report, 4);
+    assert!(number(&report, "streamed_blocks") >= 1);
+    assert_eq!(report["budget_bytes"].to_string(), budget);
+}
+
+#[test]
+fn a_count_of_blocks_is_swapped_as_asked() {
+    for count in 0..=3 {
+        let report = json(&["--blocks-to-swap", &count.to_string(), "--passes", "2"]);
+        check(&report, 2);
+        assert_eq!(number(&report, "streamed_blocks"), count);
+    }
+}
+
+#[test]
+fn without_a_file_a_small_checkpoint_is_streamed_at_sixty_percent() {
+    let report = support::json(&PROGRAM, &["--json"]);
+    assert_eq!(report["identical"], true);
+    let (peak, resident) = (
+        number(&report, "peak_bytes"),
+        number(&report, "resident_peak_bytes"),
+    );
+    assert!(peak <= number(&report, "budget_bytes") && peak * 10 <= resident * 6);
+    assert!(number(&report, "streamed_blocks") >= 1);
+}
+
+#[test]
+fn for_people_the_plan_and_a_table_are_printed() {
+    let fixture = support::fixture();
+    let output = support::run(&PROGRAM, &[fixture.as_os_str()]);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).expect("is text");
+    for word in [
+        "arena",
+        "streamed",
+        "variant",
+        "peak",
+        "moved",
+        "stalled",
+        "verdict",
+        "identical",
+    ] {
+        assert!(text.contains(word), "{word} in {text}");
+    }
+}
+
+#[test]
+fn a_trace_has_every_visit() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let path = folder.path().join("trace.json");
+    let report = json(&[
+        "--budget",
+        "least",
+        "--passes",
+        "2",
+        "--trace",
+        path.to_str().expect("is text"),
+    ]);
+    check(&report, 2);
+    let trace: Value =
+        serde_json::from_slice(&fs::read(&path).expect("was written")).expect("is JSON");
+    let events = trace["traceEvents"].as_array().expect("a list");
+    for stage in ["upload", "decode", "compute"] {
+        let spans = events.iter().filter(|event| event["cat"] == stage).count();
+        assert_eq!(spans, 6, "{stage}: three blocks, two passes");
+    }
+}
+
+#[test]
+fn bad_usage_and_bad_input_end_with_one_line() {
+    let fixture = support::fixture();
+    let fixture = fixture.to_str().expect("paths here are text");
+    let refuse = |arguments: &[&str]| support::refused(&PROGRAM, arguments);
+    let line = refuse(&[fixture, "--budget", "100KiB"]);
+    assert!(
+        line.contains("budget of 102400 bytes is too small: the least"),
+        "{line}"
+    );
+    let line = refuse(&[fixture, "--blocks-to-swap", "4"]);
+    assert!(
+        line.contains("cannot swap 4 blocks: the model has 3"),
+        "{line}"
+    );
+    assert!(refuse(&[fixture, "--passes", "0"]).contains("--passes"));
+    assert!(refuse(&[fixture, "--budget", "lots"]).contains("no size"));
+    refuse(&[fixture, "--budget", "least", "--blocks-to-swap", "1"]);
+    refuse(&["/nonexistent.gguf"]);
+    refuse(&[fixture, fixture]);
+    refuse(&[fixture, "--trace", "/nonexistent/trace.json"]);
+}
+
+#[test]
+fn cuda_is_refused_with_the_reason_where_it_cannot_be_used() {
+    let fixture = support::fixture();
+    let arguments = [
+        fixture.to_str().expect("paths here are text"),
+        "--device",
+        "cuda",
+    ];
+    assert!(
+        support::refused(&PROGRAM, &arguments)
+            .to_lowercase()
+            .contains("cuda")
+    );
+}

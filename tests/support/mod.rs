@@ -1,0 +1,63 @@
+//! Runs the programs as a user runs them.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// Builds an example and gives its path: running one test alone does not build the examples.
+pub(crate) fn build(example: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has a path");
+    let profile = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests lie in target/PROFILE/deps");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--example", example]);
+    build.current_dir(env!("CARGO_MANIFEST_DIR"));
+    build.arg("--target-dir");
+    build.arg(profile.parent().expect("a profile lies in target"));
+    if profile.ends_with("release") {
+        build.arg("--release");
+    }
+    let status = build.status().expect("cargo starts");
+    assert!(status.success(), "{example} does not build");
+    profile
+        .join("examples")
+        .join(format!("{example}{}", std::env::consts::EXE_SUFFIX))
+}
+
+pub(crate) fn run(program: &Path, arguments: &[impl AsRef<OsStr>]) -> Output {
+    Command::new(program)
+        .args(arguments)
+        .output()
+        .expect("the program starts")
+}
+
+/// The one JSON document on standard output of a run that succeeds.
+#[track_caller]
+pub(crate) fn json(program: &Path, arguments: &[impl AsRef<OsStr>]) -> Value {
+    let output = run(program, arguments);
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).expect("one JSON document and nothing else")
+}
+
+/// The one line on standard error of a run that ends with status 2 and prints nothing else.
+#[track_caller]
+pub(crate) fn refused(program: &Path, arguments: &[impl AsRef<OsStr>]) -> String {
+    let output = run(program, arguments);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let line = String::from_utf8(output.stderr).expect("is text");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert!(line.ends_with('\n'), "{line}");
+    line
+}
+
+/// A small WAN T2V checkpoint made by the reference writer and encoders: 3 blocks, dim 256, `Q4_K_M`.
+pub(crate) fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("offload-core/tests/data/wan_t2v_d256_q4_k_m.gguf")
+}
