@@ -5,9 +5,9 @@
 //!
 //! The numbers are those of `ggml/src/ggml-quants.c` in f32, then rounded once, to nearest even, to the target. No
 //! result depends on the order of operations: an f16 scale has 11 significant bits and every product of a formula needs
-//! at most 24, so products are exact in f32 and the only rounding is the one addition of the formats that have a minimum
-//! (`Q4_1`, `Q5_1`, `Q2_K`, `Q4_K`, `Q5_K`). A decoder agrees if it agrees bit for bit, save for the sign and payload of
-//! NaN. Arithmetic in f16 or with denormals flushed does not agree.
+//! at most 24, so products are exact in f32 and the only rounding is the one addition of the formats that have a
+//! minimum (`Q4_1`, `Q5_1`, `Q2_K`, `Q4_K`, `Q5_K`). A decoder agrees if it agrees bit for bit, save for the sign and
+//! payload of NaN. Arithmetic in f16 or with denormals flushed does not agree.
 
 mod fp;
 mod fp4;

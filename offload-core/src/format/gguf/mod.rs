@@ -12,11 +12,11 @@
 //! and its elements.
 //!
 //! [`Gguf`] trusts nothing that a file says. It reads the header, at most 256 MiB, in windows of 64 KiB by positioned
-//! reads, allocates only for what it has read or knows to be there, and hands out tensors only if all of them lie inside
-//! the file, apart from each other, in whole rows of quant blocks. It takes what real files have although ggml's reader
-//! does not: up to 8 dimensions (every WAN file has a 5-D patch embedding), names up to 255 bytes, data in any order and
-//! with gaps, nested arrays, and no padding after the last tensor. It does not read version 1 or big-endian files, does
-//! not keep arrays, and does not look at data: NaN scales are no flaw of the container.
+//! reads, allocates only for what it has read or knows to be there, and hands out tensors only if all of them lie
+//! inside the file, apart from each other, in whole rows of quant blocks. It takes what real files have although ggml's
+//! reader does not: up to 8 dimensions (every WAN file has a 5-D patch embedding), names up to 255 bytes, data in any
+//! order and with gaps, nested arrays, and no padding after the last tensor. It does not read version 1 or big-endian
+//! files, does not keep arrays, and does not look at data: NaN scales are no flaw of the container.
 
 #![deny(
     clippy::arithmetic_side_effects,

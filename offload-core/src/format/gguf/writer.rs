@@ -134,7 +134,8 @@ impl<'a> Writer<'a> {
         )
     }
 
-    /// Adds a tensor whose encoded bytes `produce` writes when their turn comes, so that they need not all be in memory.
+    /// Adds a tensor whose encoded bytes `produce` writes when their turn comes, so that they need not all be in
+    /// memory.
     pub fn tensor_with(
         &mut self,
         name: impl Into<String>,
