@@ -363,8 +363,10 @@ impl<D: Device> Offload<D> {
                 ended = ended.and(Err(error));
             }
         }
-        // Whatever failed before: a hold that is not ended would forbid the range for good.
-        for (hold, reused) in holds.into_iter().zip([program.is_some(), false]) {
+        // Whatever failed before: a hold that is not ended would forbid the range for good. A reader that was not joined
+        // still reads; what is written there next waits for the end of the pass, which joins it.
+        let reused = program.is_some() && ended.is_ok();
+        for (hold, reused) in holds.into_iter().zip([reused, false]) {
             if let Some(hold) = hold {
                 ended = ended.and(device.end_read(&stream, hold, reused));
             }
