@@ -53,6 +53,16 @@ pub enum SourceError {
         /// Its length when it was opened.
         opened_len: u64,
     },
+    /// The bytes were only described.
+    #[error(
+        "{len} bytes at {offset} are described, not there: a model without data can be planned, not streamed"
+    )]
+    Described {
+        /// Where the read began.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+    },
     /// The file was written to since it was opened.
     #[error("{path} changed since it was opened: {opened_len} bytes then, {len} bytes now", path = path.display())]
     Changed {
@@ -203,6 +213,11 @@ pub enum Source {
         /// Bytes of it, from its start.
         range: Range<u64>,
     },
+    /// A range of a file that does not exist: enough to plan, and an error to read.
+    Described {
+        /// Bytes of the imaginary file, from its start.
+        range: Range<u64>,
+    },
 }
 
 impl Source {
@@ -211,7 +226,7 @@ impl Source {
     pub fn len(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
-            Self::File { range, .. } => range.end - range.start,
+            Self::File { range, .. } | Self::Described { range } => range.end - range.start,
         }
     }
 
@@ -219,6 +234,15 @@ impl Source {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Reaches on to the end of `next`, which lies behind it in the same file.
+    pub(crate) fn extend(&mut self, next: &Self) {
+        match (self, next) {
+            (Self::File { range, .. }, Self::File { range: next, .. })
+            | (Self::Described { range }, Self::Described { range: next }) => range.end = next.end,
+            (this, next) => unreachable!("{this:?} and {next:?} are not in one file"),
+        }
     }
 
     /// Copies `buffer.len()` bytes from `offset` of the range.
@@ -244,6 +268,10 @@ impl Source {
                 Ok(())
             }
             Self::File { file, range } => file.read_exact_at(buffer, range.start + offset),
+            Self::Described { range } => Err(SourceError::Described {
+                offset: range.start + offset,
+                len: buffer.len() as u64,
+            }),
         }
     }
 }
@@ -259,6 +287,7 @@ impl fmt::Debug for Source {
         match self {
             Self::Memory(bytes) => write!(f, "Memory({} bytes)", bytes.len()),
             Self::File { file, range } => write!(f, "File({}, {range:?})", file.path().display()),
+            Self::Described { range } => write!(f, "Described({range:?})"),
         }
     }
 }

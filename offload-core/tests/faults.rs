@@ -12,7 +12,7 @@ use offload_core::cpu::{CpuDevice, CpuStream, LiveCounts};
 use offload_core::device::{Device, DeviceError};
 use offload_core::encoding::Encoding;
 use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, OffloadError};
-use offload_core::model::{Model, PassKind};
+use offload_core::model::{Model, PassKind, Residency};
 use offload_core::source::{Source, SourceError, SourceFile};
 use offload_core::swappable::{Swappable, TensorSpec};
 use offload_core::testing::toy::{self, ToyBlock};
@@ -391,4 +391,39 @@ fn a_device_with_too_little_memory_refuses_with_the_numbers() {
         "{error:?}"
     );
     assert_eq!(device.memory().unwrap().free_bytes, 10_000);
+}
+
+#[test]
+fn a_model_without_data_is_an_error_and_not_a_panic() {
+    let range = 0..4096;
+    let tensor =
+        TensorSpec::new("weight", [1024], Encoding::F32, Source::Described { range }).unwrap();
+    let block = Arc::new(ToyBlock::new("b", vec![tensor])) as Arc<dyn Swappable>;
+    let model = Model::new(vec![block]).unwrap();
+    let device = CpuDevice::new();
+    let stream = device.inline_stream();
+    let build = |residency| {
+        Offload::builder(&device)
+            .model(model.clone().with_residency(0, residency).unwrap())
+            .remainder_below(64)
+            .device_budget(DeviceBudget::mib(1))
+            .build()
+    };
+    let resident = build(Residency::Always).unwrap_err();
+    let mut streamed = build(Residency::Never).unwrap();
+    let streamed = streamed
+        .pass(PassKind::FULL, &stream)
+        .unwrap()
+        .acquire()
+        .unwrap_err();
+    for error in [resident, streamed] {
+        let OffloadError::Source { block, source } = &error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(block, "b");
+        assert!(
+            matches!(source, SourceError::Described { .. }),
+            "{source:?}"
+        );
+    }
 }

@@ -252,7 +252,7 @@ fn tensors_are_ranges_of_the_one_open_file() {
                 assert!(Arc::ptr_eq(own, &file));
                 range.clone()
             }
-            Source::Memory(_) => panic!("{} is in memory", tensor.name()),
+            _ => panic!("{} is in memory", tensor.name()),
         })
         .collect();
     assert_eq!(ranges, [416..672, 160..416]);

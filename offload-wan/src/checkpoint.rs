@@ -203,5 +203,6 @@ fn place(tensor: &TensorSpec) -> String {
     match tensor.source() {
         Source::File { file, .. } => file.path().display().to_string(),
         Source::Memory(_) => "memory".to_owned(),
+        Source::Described { .. } => "a description".to_owned(),
     }
 }

@@ -50,3 +50,8 @@ pub use groups::LayoutError;
 pub use names::Naming;
 pub use synthesize::{Recipe, SynthesizeError, SynthesizeSpec, synthesize};
 pub use variant::{Family, Size, Variant};
+
+/// Compiles the code blocks of the workspace README.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct ReadmeDoctests;

@@ -125,7 +125,8 @@ fn owner_of(
                 });
             (0, index, range.start)
         }
-        Source::Memory(_) => (1, position, 0),
+        Source::Described { range } => (1, 0, range.start),
+        Source::Memory(_) => (2, position, 0),
     }
 }
 
@@ -234,34 +235,30 @@ impl BlockLayout {
         demanded: impl Fn(usize) -> bool,
     ) -> Vec<Upload> {
         let mut uploads: Vec<(Upload, usize)> = Vec::new();
-        let mut previous = None;
+        let mut adjacent = false;
         for &tensor in &self.streamable {
             if !demanded(tensor) {
-                previous = None;
+                adjacent = false;
                 continue;
             }
             let layout = &self.tensors[tensor];
             let source = specs[tensor].source();
-            match (uploads.last_mut(), source) {
-                (
-                    Some((
+            match uploads.last_mut() {
+                Some((upload, run)) if adjacent && *run == layout.run => {
+                    upload.source.extend(source)
+                }
+                _ => {
+                    let image_offset = layout.image_offset;
+                    uploads.push((
                         Upload {
-                            source: Source::File { range, .. },
-                            ..
+                            source: source.clone(),
+                            image_offset,
                         },
-                        run,
-                    )),
-                    Source::File { range: next, .. },
-                ) if *run == layout.run && previous.is_some() => range.end = next.end,
-                _ => uploads.push((
-                    Upload {
-                        source: source.clone(),
-                        image_offset: layout.image_offset,
-                    },
-                    layout.run,
-                )),
+                        layout.run,
+                    ));
+                }
             }
-            previous = Some(tensor);
+            adjacent = true;
         }
         uploads.into_iter().map(|(upload, _)| upload).collect()
     }

@@ -52,7 +52,7 @@ pub(super) fn workload<D: Device>(
         .enumerate()
         .map(|(index, (block, layout))| {
             let tier_of = |&tensor: &usize| match block.tensors()[tensor].source() {
-                Source::File { .. } => Tier::Disk,
+                Source::File { .. } | Source::Described { .. } => Tier::Disk,
                 Source::Memory(_) if pinned.contains_key(&(index, tensor)) => Tier::Pinned,
                 Source::Memory(_) => Tier::Host,
             };

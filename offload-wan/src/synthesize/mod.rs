@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use offload_core::encoding::Encoding;
 use offload_core::format::gguf::{WriteError, Writer};
+use offload_core::source::Source;
+use offload_core::swappable::{SpecError, TensorSpec};
 
 use crate::layout::{BLOCK, BLOCK_IMAGE, Expected, ROOT, ROOT_IMAGE, role_by_name};
 use crate::variant::Variant;
@@ -236,6 +238,34 @@ impl SynthesizeSpec {
             recipe,
             seed,
         })
+    }
+
+    /// The checkpoint without its bytes, for planning: each tensor where [`synthesize`] would put it, 32-byte aligned.
+    ///
+    /// # Errors
+    /// When the widths do not fit the encodings.
+    pub fn describe(&self) -> Result<Vec<TensorSpec>, SpecError> {
+        let mut end = 0u64;
+        let described = self.tensors().into_iter().map(|tensor| {
+            let Planned {
+                name,
+                shape,
+                encoding,
+            } = tensor;
+            let bytes = match encoding.bytes_of(&shape) {
+                Ok(bytes) => bytes,
+                Err(source) => return Err(SpecError::Encoding { name, source }),
+            };
+            let start = end.next_multiple_of(32);
+            end = start + bytes;
+            TensorSpec::new(
+                name,
+                shape,
+                encoding,
+                Source::Described { range: start..end },
+            )
+        });
+        described.collect()
     }
 
     fn write_to(&self, to: impl Write) -> Result<(), WriteError> {

@@ -1,0 +1,128 @@
+//! The program `dump_tensor`, run as a user runs it, against what the reference reader and decoder gave.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| support::build("dump_tensor"));
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("offload-core/tests/data")
+}
+
+fn arguments<'a>(file: &'a Path, tensor: &'a str, dtype: &'a str, out: &'a Path) -> [&'a str; 7] {
+    let text = |path: &'a Path| path.to_str().expect("paths here are text");
+    [
+        text(file),
+        "--tensor",
+        tensor,
+        "--dtype",
+        dtype,
+        "--out",
+        text(out),
+    ]
+}
+
+/// Hashes by tensor and dtype, made by `make_golden.py` with the reference reader and decoder.
+fn golden() -> Value {
+    let text = fs::read(data().join("wan_t2v_d256_q4_k_m.sha256.json")).expect("is committed");
+    serde_json::from_slice(&text).expect("is JSON")
+}
+
+#[test]
+fn every_tensor_of_the_fixture_is_what_the_reference_gives() {
+    let golden = golden();
+    let golden = golden.as_object().expect("tensors by name");
+    assert_eq!(golden.len(), 96);
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let (fixture, out) = (support::fixture(), folder.path().join("tensor.bin"));
+    for (index, (tensor, hashes)) in golden.iter().enumerate() {
+        // Every tensor in one dtype, in turn; all of block 1 and of what has five dimensions in all of them.
+        let all = tensor.starts_with("blocks.1.") || tensor == "patch_embedding.weight";
+        let dtypes = ["f32", "f16", "bf16"];
+        for dtype in if all {
+            &dtypes[..]
+        } else {
+            &dtypes[index % 3..][..1]
+        } {
+            let output = support::run(&PROGRAM, &arguments(&fixture, tensor, dtype, &out));
+            assert!(
+                output.status.success() && output.stdout.is_empty(),
+                "{output:?}"
+            );
+            let bytes = fs::read(&out).expect("was written");
+            let hash: String = Sha256::digest(&bytes)
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            assert_eq!(hashes[dtype], hash.as_str(), "{tensor} as {dtype}");
+        }
+    }
+}
+
+#[test]
+fn bad_usage_and_bad_input_end_with_one_line_and_leave_the_target_alone() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let (fixture, out) = (support::fixture(), folder.path().join("tensor.bin"));
+    fs::write(&out, "kept").expect("can be written");
+    let refuse = |file: &Path, tensor: &str, dtype: &str, out: &Path| {
+        support::refused(&PROGRAM, &arguments(file, tensor, dtype, out))
+    };
+    let line = refuse(&fixture, "blocks.9.ffn.2.weight", "f32", &out);
+    assert!(
+        line.contains("no tensor blocks.9.ffn.2.weight among 96"),
+        "{line}"
+    );
+    assert!(line.contains("ffn.2.weight"), "{line}");
+    refuse(&fixture, "head.modulation", "i8", &out);
+    refuse(Path::new("/nonexistent.gguf"), "x", "f32", &out);
+    refuse(&fixture, "head.modulation", "f32", folder.path());
+    refuse(
+        &fixture,
+        "head.modulation",
+        "f32",
+        Path::new("/nonexistent/out.bin"),
+    );
+    let copy = folder.path().join("model.gguf");
+    fs::copy(&fixture, &copy).expect("can be copied");
+    let line = refuse(&copy, "head.modulation", "f32", &copy);
+    assert!(line.contains("to be read and written"), "{line}");
+    let mut cuda = arguments(&fixture, "head.modulation", "f32", &out).to_vec();
+    cuda.extend(["--device", "cuda"]);
+    assert!(
+        support::refused(&PROGRAM, &cuda)
+            .to_lowercase()
+            .contains("cuda")
+    );
+    assert_eq!(fs::read(&out).expect("is there"), b"kept");
+    assert_eq!(
+        fs::read_dir(folder.path()).expect("is there").count(),
+        2,
+        "no partial files"
+    );
+}
+
+#[test]
+fn every_hostile_container_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let out = folder.path().join("tensor.bin");
+    let mut refused = 0;
+    for entry in fs::read_dir(data().join("gguf_hostile")).expect("is committed") {
+        let path = entry.expect("can be listed").path();
+        let name = path
+            .file_name()
+            .expect("has a name")
+            .to_string_lossy()
+            .into_owned();
+        if name.starts_with("bad_") {
+            support::refused(&PROGRAM, &arguments(&path, "t", "f32", &out));
+            refused += 1;
+        }
+    }
+    assert!(refused >= 41, "{refused}");
+}

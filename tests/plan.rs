@@ -1,0 +1,226 @@
+//! The program `plan`, run as a user runs it.
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| support::build("plan"));
+
+fn json(arguments: &[&str]) -> Value {
+    support::json(&PROGRAM, &[arguments, &["--json"]].concat())
+}
+
+fn number(report: &Value, key: &str) -> f64 {
+    report[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{key} of {report}"))
+}
+
+#[track_caller]
+fn check(report: &Value) {
+    assert!(number(report, "peak_bytes") <= number(report, "budget_bytes"));
+    assert!(
+        number(report, "predicted_pass_seconds") >= number(report, "bound_seconds") * (1.0 - 1e-9)
+    );
+    assert!(number(report, "schedule_gap") >= -1e-9 && number(report, "placement_gap") >= -1e-9);
+    assert!(report["verdict"].is_string());
+    let placements = report["placements"].as_array().expect("a list");
+    for placement in placements {
+        assert!(placement["block"].is_string());
+        assert!(["resident", "streamed"].contains(&placement["form"].as_str().expect("a form")));
+        assert!(["pinned", "host", "disk"].contains(&placement["tier"].as_str().expect("a tier")));
+    }
+    let streams = placements
+        .iter()
+        .any(|placement| placement["form"] == "streamed");
+    assert_eq!(number(report, "wire_bytes_per_pass") > 0.0, streams);
+}
+
+#[test]
+fn a_file_is_planned_without_a_device() {
+    let fixture = support::fixture();
+    let fixture = fixture.to_str().expect("paths here are text");
+    let least = json(&[fixture, "--budget", "least"]);
+    check(&least);
+    assert_eq!(least["placements"].as_array().expect("a list").len(), 8);
+    let all = json(&[fixture, "--budget", "1GiB"]);
+    check(&all);
+    assert_eq!(all["verdict"], "resident");
+    let text = support::run(&PROGRAM, &[fixture, "--budget", "1GiB", "--sweep"]);
+    let text = String::from_utf8(text.stdout).expect("is text");
+    assert!(text.contains("arena") && text.contains("verdict"), "{text}");
+}
+
+#[test]
+fn every_plain_variant_is_planned_in_every_encoding() {
+    let blocks = [
+        ("wan2.1-t2v-1.3b", 30),
+        ("wan2.1-t2v-14b", 40),
+        ("wan2.1-i2v-14b", 40),
+        ("wan2.2-t2v-a14b", 40),
+        ("wan2.2-i2v-a14b", 40),
+        ("wan2.2-ti2v-5b", 30),
+    ];
+    for (variant, count) in blocks {
+        for encoding in ["F32", "F16", "BF16", "Q8_0", "Q4_K_M"] {
+            let report = json(&[
+                "--variant",
+                variant,
+                "--encoding",
+                encoding,
+                "--budget",
+                "6GiB",
+            ]);
+            check(&report);
+            let placements = report["placements"].as_array().expect("a list");
+            let blocks = placements
+                .iter()
+                .filter(|placement| {
+                    placement["block"]
+                        .as_str()
+                        .is_some_and(|name| name.starts_with("blocks."))
+                })
+                .count();
+            assert_eq!(blocks, count, "{variant} in {encoding}");
+        }
+    }
+}
+
+#[test]
+fn more_memory_is_never_slower() {
+    let report = json(&[
+        "--variant",
+        "wan2.1-t2v-14b",
+        "--encoding",
+        "Q8_0",
+        "--budget",
+        "8GiB",
+        "--sweep",
+    ]);
+    let sweep = report["sweep"].as_array().expect("a list");
+    assert_eq!(sweep.len(), 9);
+    let mut last = f64::INFINITY;
+    for plan in sweep {
+        check(plan);
+        let seconds = number(plan, "predicted_pass_seconds");
+        assert!(seconds <= last * 1.001, "{seconds} after {last}");
+        last = seconds;
+    }
+    assert_eq!(sweep[8]["verdict"], "resident");
+}
+
+#[test]
+fn encoded_bytes_travel() {
+    let wire = |encoding| {
+        let arguments = [
+            "--variant",
+            "wan2.1-t2v-14b",
+            "--encoding",
+            encoding,
+            "--budget",
+            "least",
+        ];
+        number(&json(&arguments), "wire_bytes_per_pass")
+    };
+    let ratio = wire("BF16") / wire("Q4_K_M");
+    assert!((3.05..3.07).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn tokens_and_cards_change_what_is_worth_keeping() {
+    let plan = |more: &[&str]| {
+        let base = [
+            "--variant",
+            "wan2.1-t2v-14b",
+            "--encoding",
+            "BF16",
+            "--budget",
+            "16GiB",
+        ];
+        json(&[&base, more].concat())
+    };
+    let video = plan(&["--tokens", "32760", "--card", "rtx4090"]);
+    assert_eq!(video["verdict"], "compute-bound");
+    assert!(number(&video, "peak_bytes") < number(&video, "budget_bytes") / 2.0);
+    let still = plan(&["--tokens", "256", "--card", "rtx4090"]);
+    assert_eq!(still["verdict"], "wire-bound");
+    let slow = plan(&["--tokens", "32760", "--card", "rtx4060ti"]);
+    assert!(number(&slow, "predicted_pass_seconds") > number(&video, "predicted_pass_seconds"));
+}
+
+#[test]
+fn a_profile_gives_measured_rates() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let path = folder.path().join("profile.json");
+    let profile = r#"{"wire_bytes_per_s": 1e9, "upload_latency_s": 0, "host_bytes_per_s": 1e9,
+        "disk_bytes_per_s": 1e9, "decode_bytes_per_s": 1e12, "flops_per_s": 1e14}"#;
+    fs::write(&path, profile).expect("can be written");
+    let path = path.to_str().expect("paths here are text");
+    let base = [
+        "--variant",
+        "wan2.1-t2v-14b",
+        "--encoding",
+        "BF16",
+        "--budget",
+        "least",
+    ];
+    let report = json(&[&base[..], &["--profile", path]].concat());
+    let wire_s = number(&report, "wire_bytes_per_pass") / 1e9;
+    assert!((number(&report, "bound_seconds") / wire_s - 1.0).abs() < 1e-6);
+    for bad in [
+        "{}",
+        "{",
+        "[]",
+        &profile.replace("1e14", "0"),
+        &profile.replace("1e9", "-1"),
+    ] {
+        fs::write(path, bad).expect("can be written");
+        let line = support::refused(&PROGRAM, &[&base[..], &["--profile", path]].concat());
+        assert!(line.contains("profile.json"), "{line}");
+    }
+}
+
+#[test]
+fn bad_usage_and_bad_input_end_with_one_line() {
+    let refuse = |arguments: &[&str]| support::refused(&PROGRAM, arguments);
+    let variant = ["--variant", "wan2.1-t2v-14b", "--encoding", "BF16"];
+    let line = refuse(&[&variant[..], &["--budget", "100MiB"]].concat());
+    assert!(
+        line.contains("too small: the least that would do is"),
+        "{line}"
+    );
+    refuse(&variant);
+    refuse(&["--budget", "8GiB"]);
+    refuse(&["--variant", "wan2.1-t2v-14b", "--budget", "8GiB"]);
+    refuse(&[
+        "--variant",
+        "wan9",
+        "--encoding",
+        "BF16",
+        "--budget",
+        "8GiB",
+    ]);
+    refuse(&[
+        "--variant",
+        "wan2.1-t2v-14b",
+        "--encoding",
+        "Q9",
+        "--budget",
+        "8GiB",
+    ]);
+    refuse(&[
+        "--variant",
+        "wan2.1-vace-14b",
+        "--encoding",
+        "BF16",
+        "--budget",
+        "8GiB",
+    ]);
+    refuse(&[&variant[..], &["--budget", "8GiB", "--card", "voodoo2"]].concat());
+    refuse(&[&variant[..], &["--budget", "-1"]].concat());
+    refuse(&["/nonexistent.gguf", "--budget", "8GiB"]);
+}
