@@ -91,7 +91,7 @@ fn dump(arguments: Arguments, _out: &mut dyn Write) -> Result<(), Box<dyn Error>
         && Float::from_encoding(tensor.encoding()).is_none()
     {
         let (name, encoding) = (tensor.name(), tensor.encoding());
-        return Err(format!("tensor {name} is {encoding}: integers are not decoded").into());
+        return Err(format!("tensor {name} is {encoding}, which is not decoded").into());
     }
     for input in &arguments.files {
         let same = (input.canonicalize().ok()).zip(arguments.out.canonicalize().ok());

@@ -5,7 +5,8 @@
 //! cargo run --example inspect -- --json shard-1.gguf shard-2.gguf
 //! ```
 //!
-//! Several files are the shards of one model. A sound container of another model is shown as well, with no variant.
+//! Several files are the shards of one model; a `model.safetensors.index.json` stands for all of its own. A sound
+//! container of another model is shown as well, with no variant.
 
 #[path = "support/program.rs"]
 mod program;
@@ -25,7 +26,7 @@ use serde::Serialize;
 #[derive(Debug, Parser)]
 #[command(name = "inspect")]
 struct Arguments {
-    /// The checkpoint; several files are the shards of one model.
+    /// The checkpoint, GGUF or safetensors; several files, or an index, are the shards of one model.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Print one JSON document.

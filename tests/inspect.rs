@@ -196,6 +196,53 @@ fn a_file_of_the_reference_writer_is_described() {
     assert_eq!(report["blocks"].as_array().unwrap().len(), 3);
 }
 
+/// A safetensors file of the tensors of `whole` that `takes` names, all bf16.
+fn safetensors(path: &Path, whole: &Gguf, takes: impl Fn(&str) -> bool) -> Vec<String> {
+    let (mut members, mut names, mut offset) = (Vec::new(), Vec::new(), 0);
+    for tensor in whole.tensors().iter().filter(|tensor| takes(tensor.name())) {
+        let end = offset + 2 * tensor.element_count();
+        let (name, shape) = (tensor.name(), tensor.shape());
+        names.push(name.to_owned());
+        members.push(format!(
+            r#""{name}":{{"dtype":"BF16","shape":{shape:?},"data_offsets":[{offset},{end}]}}"#
+        ));
+        offset = end;
+    }
+    let header = format!("{{{}}}", members.join(","));
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.resize(bytes.len() + usize::try_from(offset).expect("is small"), 0);
+    fs::write(path, bytes).expect("can be written");
+    names
+}
+
+#[test]
+fn safetensors_and_their_index_are_described() {
+    let dir = TempDir::new().unwrap();
+    let whole = Gguf::open(checkpoint(&dir, &small())).unwrap();
+    let path = dir.path().join("model.safetensors");
+    safetensors(&path, &whole, |_| true);
+    let report = json(&[&path]);
+    assert_eq!(report["variant"], "wan2.1-t2v");
+    assert_eq!(report["encodings"], serde_json::json!({"BF16": 96}));
+    assert_eq!(report["problem"], Value::Null);
+
+    let shards = ["a.safetensors", "b.safetensors"].map(|name| dir.path().join(name));
+    let mut map = Vec::new();
+    for (index, shard) in shards.iter().enumerate() {
+        let names = safetensors(shard, &whole, |name| name.contains("1.") == (index == 1));
+        let file = shard.file_name().unwrap().to_string_lossy();
+        map.extend(names.iter().map(|name| format!(r#""{name}":"{file}""#)));
+    }
+    let index = dir.path().join("model.safetensors.index.json");
+    fs::write(&index, format!(r#"{{"weight_map":{{{}}}}}"#, map.join(","))).unwrap();
+    assert_eq!(json(&[&index]), report);
+    assert_eq!(json(&[&shards[0], &shards[1]]), report);
+    fs::remove_file(&shards[1]).unwrap();
+    let line = refused(&[&index]);
+    assert!(line.contains("b.safetensors"), "{line}");
+}
+
 /// The checkpoint at `path` without the tensors that `lacks` names, and those alone, as two files.
 fn split(dir: &TempDir, path: &Path, lacks: &str) -> [PathBuf; 2] {
     let whole = Gguf::open(path).expect("is sound");

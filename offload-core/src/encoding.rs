@@ -146,6 +146,22 @@ encodings! {
     F8E5M2 = "F8_E5M2", 1, 1, None;
     /// Unsigned 8-bit integer.
     U8 = "U8", 1, 1, None;
+    /// 8-bit float, 4 exponent bits, no infinity, no negative zero, bias 8.
+    F8E4M3Fnuz = "F8_E4M3FNUZ", 1, 1, None;
+    /// 8-bit float, 5 exponent bits, no infinity, no negative zero, bias 16.
+    F8E5M2Fnuz = "F8_E5M2FNUZ", 1, 1, None;
+    /// A power of two, 8 exponent bits (OCP E8M0): the scale of microscaling formats.
+    F8E8M0 = "F8_E8M0", 1, 1, None;
+    /// Truth value, 0 or 1, in a byte.
+    Bool = "BOOL", 1, 1, None;
+    /// Unsigned 16-bit integer.
+    U16 = "U16", 1, 2, None;
+    /// Unsigned 32-bit integer.
+    U32 = "U32", 1, 4, None;
+    /// Unsigned 64-bit integer.
+    U64 = "U64", 1, 8, None;
+    /// Complex number of two IEEE binary32.
+    C64 = "C64", 1, 8, None;
 }
 
 /// What a GGML type id stands for in a file.

@@ -13,6 +13,7 @@ use std::path::Path;
 use offload_core::decode::{Float, decode, is_supported};
 use offload_core::encoding::Encoding;
 use offload_core::format::gguf::Gguf;
+use offload_core::format::safetensors::Safetensors;
 use raw_gguf::{Raw, STRING, entry, string, tensor};
 
 thread_local! {
@@ -113,4 +114,71 @@ fn no_header_makes_the_reader_allocate_more_than_a_small_multiple_of_the_file() 
     fs::write(&path, empty.bytes()).unwrap();
     assert!(Gguf::open(&path).is_ok());
     assert_bounded("empty tensors", &path);
+}
+
+/// As many entries as a file can hold of each kind, sound or not.
+#[test]
+fn no_safetensors_header_allocates_more_than_a_small_multiple_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let entries = 20_000u32;
+    let members = |member: &dyn Fn(u32) -> String| {
+        let members: Vec<_> = (0..entries).map(member).collect();
+        members.join(",")
+    };
+    let empty = r#"{"dtype":"U8","shape":[0],"data_offsets":[0,0]}"#;
+    let tensor = r#"{"dtype":"U8","shape":[1],"data_offsets":[0,1]"#;
+    for (name, header) in [
+        ("tensors", members(&|i| format!(r#""{i:x}":{empty}"#))),
+        ("escaped", members(&|i| format!(r#""\u0061{i:x}":{empty}"#))),
+        (
+            "metadata",
+            format!(
+                r#""__metadata__":{{{}}}"#,
+                members(&|i| format!(r#""{i:x}":"""#))
+            ),
+        ),
+        (
+            "fields",
+            format!(
+                r#""a":{tensor},{}}}"#,
+                members(&|i| format!(r#""{i:x}":0"#))
+            ),
+        ),
+        (
+            "unknown",
+            format!(
+                r#""a":{tensor},"x":{{{}}}}}"#,
+                members(&|i| format!(r#""{i:x}":0"#))
+            ),
+        ),
+        (
+            "shape",
+            format!(r#""a":{{"shape":[{}]}}"#, members(&|_| "1".to_owned())),
+        ),
+        ("deep", format!(r#""a":{{"x":{}"#, "[".repeat(100_000))),
+        ("long", format!(r#""{}""#, "\\n".repeat(100_000))),
+    ] {
+        let header = format!("{{{header}}}");
+        let length = (header.len() as u64).to_le_bytes();
+        let path = folder.path().join(name);
+        fs::write(&path, [&length, header.as_bytes()].concat()).unwrap();
+        assert_bounded_safetensors(name, &path);
+    }
+    for (name, shard) in [("one shard", 0), ("many shards", 1)] {
+        let map = members(&|i| format!(r#""{i:x}":"{:x}""#, i * shard));
+        let path = folder.path().join(name);
+        fs::write(&path, format!(r#"{{"weight_map":{{{map}}}}}"#)).unwrap();
+        assert_bounded_safetensors(name, &path);
+    }
+}
+
+fn assert_bounded_safetensors(name: &str, path: &Path) {
+    let (result, _, peak) = measured(|| Safetensors::open(path));
+    let file_bytes = fs::metadata(path).unwrap().len() as i64;
+    let limit = 4096 + 16 * file_bytes;
+    assert!(
+        peak <= limit,
+        "{name}: {peak} bytes for {file_bytes}: {:?}",
+        result.map_err(|error| error.to_string())
+    );
 }

@@ -153,12 +153,14 @@ fn no_bytes_decode_to_no_numbers() {
 }
 
 #[test]
-fn integers_are_refused_and_all_else_is_supported() {
-    use Encoding::{I8, I16, I32, I64, U8};
+fn what_holds_no_weights_is_refused_and_all_else_is_supported() {
+    use Encoding::{Bool, C64, F8E4M3Fnuz, F8E5M2Fnuz, F8E8M0};
+    use Encoding::{I8, I16, I32, I64, U8, U16, U32, U64};
     for &encoding in Encoding::ALL {
-        let integer = matches!(encoding, I8 | I16 | I32 | I64 | U8);
-        assert_eq!(is_supported(encoding), !integer, "{encoding}");
-        if integer {
+        let integer = matches!(encoding, Bool | I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64);
+        let refused = integer || matches!(encoding, C64 | F8E8M0 | F8E4M3Fnuz | F8E5M2Fnuz);
+        assert_eq!(is_supported(encoding), !refused, "{encoding}");
+        if refused {
             let error = decode(encoding, &[0; 8], Float::F32, &mut []).unwrap_err();
             assert_eq!(error, DecodeError::Unsupported { encoding });
         }

@@ -60,7 +60,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the one file `path`.
+    /// Opens the one file `path`, or all shards of the index `path`.
     ///
     /// # Errors
     /// When it cannot be read or is no container that is known.
@@ -68,7 +68,8 @@ impl Checkpoint {
         Self::open_all([path])
     }
 
-    /// Opens several files that together hold one model.
+    /// Opens several files that together hold one model, GGUF and safetensors in any mixture. A
+    /// `model.safetensors.index.json` stands for all its shards.
     ///
     /// # Errors
     /// When one cannot be read or is no container that is known, and when two hold the same tensor.
@@ -77,12 +78,14 @@ impl Checkpoint {
     ) -> Result<Self, CheckpointError> {
         let mut files = Vec::new();
         let mut tensors = Vec::new();
+        let mut named = false;
         for path in paths {
+            named = true;
             let container = container::open(path.as_ref())?;
-            files.push(container.file);
+            files.extend(container.files);
             tensors.extend(container.tensors);
         }
-        if files.is_empty() {
+        if !named {
             return Err(CheckpointError::NoFiles);
         }
         Self::new(files, tensors)

@@ -1,4 +1,4 @@
-//! Opens one file of a checkpoint, whichever container it is.
+//! Opens one file of a checkpoint, whichever container it is; its first bytes tell, not its name.
 //!
 //! The only place that knows which containers there are; what comes out of it is tensors.
 
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use offload_core::format::gguf::{Gguf, GgufError};
+use offload_core::format::safetensors::{Safetensors, SafetensorsError};
 use offload_core::source::{SourceError, SourceFile};
 use offload_core::swappable::TensorSpec;
 
@@ -35,12 +36,15 @@ pub enum ContainerError {
     /// The file says it is a GGUF file but is none that can be read.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// The file begins like a safetensors file, or like an index of such files, but is none that can be read.
+    #[error(transparent)]
+    Safetensors(#[from] SafetensorsError),
 }
 
-/// One open file and its tensors.
+/// One open file, or all files of an index, and their tensors.
 #[derive(Debug)]
 pub(crate) struct Container {
-    pub(crate) file: Arc<SourceFile>,
+    pub(crate) files: Vec<Arc<SourceFile>>,
     pub(crate) tensors: Vec<TensorSpec>,
 }
 
@@ -56,13 +60,16 @@ pub(crate) fn open(path: &Path) -> Result<Container, ContainerError> {
     match magic.as_slice() {
         [b'G', b'G', b'U', b'F', ..] => Ok(Container {
             tensors: Gguf::read(Arc::clone(&file))?.tensors().to_vec(),
-            file,
+            files: vec![file],
         }),
-        // A length of eight bytes, then JSON.
-        [_, _, _, _, _, _, 0, 0, b'{'] => Err(ContainerError::Unsupported {
-            path,
-            found: "safetensors",
-        }),
+        // A length of eight bytes, then JSON; or JSON from the start, an index of shards.
+        [_, _, _, _, _, _, 0, 0, b'{'] | [b'{', ..] => {
+            let model = Safetensors::read(file)?;
+            Ok(Container {
+                tensors: model.tensors().to_vec(),
+                files: model.files().to_vec(),
+            })
+        }
         [b'P', b'K', 3, 4, ..] => Err(ContainerError::Unsupported {
             path,
             found: "a zip archive (PyTorch)",

@@ -37,13 +37,14 @@ impl fmt::Display for Naming {
 }
 
 /// What tools put before the names, most specific first among those that share a start.
-const PREFIXES: [&str; 6] = [
+const PREFIXES: [&str; 7] = [
     "",
     "model.diffusion_model.",
     "model.model.",
     "diffusion_model.",
     "net.",
     "model.",
+    "weights.",
 ];
 
 /// First components that say a name is one of a video transformer.

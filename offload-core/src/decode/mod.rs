@@ -74,7 +74,7 @@ impl fmt::Display for Float {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// The encoding holds integers.
+    /// The encoding holds no real numbers, or floats that no decoder is there for.
     #[error("{encoding} does not decode to floating point numbers")]
     Unsupported {
         /// The encoding asked for.
@@ -82,7 +82,8 @@ pub enum DecodeError {
     },
 }
 
-/// Whether [`decode`] knows the encoding: true for all but integers.
+/// Whether [`decode`] knows the encoding: true for all but integers, truth values, complex numbers, and the 8-bit floats
+/// `F8_E8M0`, `F8_E4M3FNUZ` and `F8_E5M2FNUZ`.
 #[must_use]
 pub fn is_supported(encoding: Encoding) -> bool {
     decoder(encoding).is_some()
@@ -163,7 +164,19 @@ fn decoder(encoding: Encoding) -> Option<Decoder> {
         Encoding::Tq2_0 => decode_as::<low_bit::Tq2_0, 256>,
         Encoding::Mxfp4 => decode_as::<fp4::Mxfp4, 32>,
         Encoding::Nvfp4 => decode_as::<fp4::Nvfp4, 64>,
-        Encoding::I8 | Encoding::I16 | Encoding::I32 | Encoding::I64 | Encoding::U8 => return None,
+        Encoding::Bool
+        | Encoding::I8
+        | Encoding::I16
+        | Encoding::I32
+        | Encoding::I64
+        | Encoding::U8
+        | Encoding::U16
+        | Encoding::U32
+        | Encoding::U64
+        | Encoding::C64
+        | Encoding::F8E4M3Fnuz
+        | Encoding::F8E5M2Fnuz
+        | Encoding::F8E8M0 => return None,
     })
 }
 

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::decode::Float;
+use crate::decode::{self, Float};
 use crate::encoding::Encoding;
 use crate::plan::PLACE_ALIGN;
 use crate::source::{Source, SourceFile};
@@ -47,20 +47,17 @@ impl ArrivalPolicy {
         vectors: Arrival::Stored,
     };
 
-    /// What `tensor` becomes. Integers are no weights and always arrive as stored.
+    /// What `tensor` becomes. What [`decode`](crate::decode) does not know, such as integers, is no weight and always
+    /// arrives as stored.
     #[must_use]
     pub fn arrived(&self, tensor: &TensorSpec) -> Encoding {
         let stored = tensor.encoding();
-        let integer = matches!(
-            stored,
-            Encoding::I8 | Encoding::I16 | Encoding::I32 | Encoding::I64 | Encoding::U8
-        );
         let arrival = match tensor.role() {
             Role::Matrix => self.matrices,
             Role::Vector => self.vectors,
         };
         match arrival {
-            Arrival::Decoded(float) if !integer => float.encoding(),
+            Arrival::Decoded(float) if decode::is_supported(stored) => float.encoding(),
             _ => stored,
         }
     }

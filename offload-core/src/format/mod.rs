@@ -3,3 +3,5 @@
 //! Readers describe and check; they never load a tensor and never decode one.
 
 pub mod gguf;
+mod names;
+pub mod safetensors;

@@ -11,10 +11,17 @@ use super::{BlockPlan, Form, KindPlan, PLACE_ALIGN, Place, Plan, PlanError, padd
 /// Arena bytes of a plan that is read; sums of two such numbers do not overflow.
 const MAX_ARENA_BYTES: u64 = 1 << 62;
 
+/// The reason on one line, with nothing in it that steers a terminal: it may quote the text.
 fn bad<T>(reason: impl Into<String>) -> Result<T, PlanError> {
-    Err(PlanError::BadPlan {
-        reason: reason.into(),
-    })
+    let mut line = String::new();
+    for character in reason.into().chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    Err(PlanError::BadPlan { reason: line })
 }
 
 /// Fails with what `reason` says unless `holds`.

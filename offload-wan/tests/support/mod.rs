@@ -1,5 +1,7 @@
 //! Checkpoints made of recorded names and shapes over a sparse file.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use std::path::Path;
 
 use offload_core::encoding::Encoding;
@@ -71,4 +73,33 @@ pub(crate) fn specs(tensors: &[Shaped]) -> Vec<TensorSpec> {
             TensorSpec::new(name, shape.clone(), Encoding::BF16, source).expect("lengths fit")
         })
         .collect()
+}
+
+/// Writes a safetensors file of these tensors, all of `dtype`, whose data takes no room.
+pub(crate) fn write_safetensors(path: &Path, dtype: &str, tensors: &[Shaped]) {
+    let encoding = Encoding::from_name(dtype).expect("is an encoding");
+    let mut offset = 0;
+    let mut members = vec![r#""__metadata__":{"format":"pt"}"#.to_owned()];
+    for (name, shape) in tensors {
+        let end = offset + encoding.bytes_of(shape).expect("shapes are sane");
+        members.push(format!(
+            r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{offset},{end}]}}"#
+        ));
+        offset = end;
+    }
+    let mut header = format!("{{{}}}", members.join(","));
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    write_sparse(path, &bytes, offset);
+}
+
+/// Writes `bytes` and as many zeros, which take no room.
+pub(crate) fn write_sparse(path: &Path, bytes: &[u8], zeros: u64) {
+    std::fs::write(path, bytes).expect("can be written");
+    std::fs::File::options()
+        .write(true)
+        .open(path)
+        .and_then(|file| file.set_len(bytes.len() as u64 + zeros))
+        .expect("sparse files are supported");
 }

@@ -1,5 +1,7 @@
 //! Limits of the format and of this reader, and what keys, names and shapes must be.
 
+use crate::format::names::reads_as_path;
+
 use super::Flaw;
 
 /// Bytes of the longest header: the largest tokenizers take a tenth of it.
@@ -38,16 +40,9 @@ pub(super) fn check_key(key: &str) -> Result<(), Flaw> {
 }
 
 /// Refuses a tensor's name as [`check_key`] does, and one that could be taken for a path out of a folder.
-///
-/// Nothing here uses names as paths, but programs that unpack tensors to files do.
 pub(super) fn check_name(name: &str) -> Result<(), Flaw> {
     check_identifier("tensor name", name, MAX_NAME_BYTES)?;
-    let is_drive = name.as_bytes().get(1) == Some(&b':');
-    let is_path = name.starts_with('/')
-        || name.contains('\\')
-        || is_drive
-        || name.split('/').any(|part| part == "." || part == "..");
-    if is_path {
+    if reads_as_path(name) {
         return Err(Flaw::PathName {
             name: name.to_owned(),
         });

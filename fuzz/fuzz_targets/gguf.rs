@@ -1,0 +1,8 @@
+//! A GGUF file.
+
+#![no_main]
+
+#[path = "../targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| targets::gguf(input));
