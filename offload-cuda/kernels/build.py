@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes the PTX files in offload-cuda/src/kernels from the CUDA source beside them.
+"""Makes the PTX files in offload-cuda/src/kernels from the CUDA source beside them, and the codebooks' part of that.
 
-usage: build.py            writes the PTX files
+usage: build.py            writes the files
        build.py --check    makes them elsewhere, compares, and assembles them for every architecture they serve
 
 Needs no GPU and no CUDA toolkit: the compilers come from PyPI, pinned, into a folder of their own in the user's cache
@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,9 @@ import venv
 
 NVRTC = "nvidia-cuda-nvrtc-cu12==12.0.140"
 PTXAS = "nvidia-cuda-nvcc==13.0.88"
-SOURCES = pathlib.Path(__file__).resolve().parent.parent / "src" / "kernels"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "offload-cuda" / "src" / "kernels"
+GRIDS = ROOT / "offload-core" / "src" / "decode" / "grids.rs"
 # Virtual architecture, and what its PTX is assembled for.
 TARGETS = {75: [75], 80: [80, 86, 89, 90, 100, 120]}
 MODULES = ["decode"]
@@ -39,6 +42,48 @@ def tools(*packages):
         subprocess.run([*pip, *packages], check=True)
         done.touch()
     return next(folder.glob("lib/python3*/site-packages"))
+
+
+CODEBOOKS_HEAD = """\
+// Codebooks of the i-quants, made by offload-cuda/kernels/build.py from offload-core/src/decode/grids.rs: each row
+// packed into 16 bits, its first number in the lowest. They stay in the L1 cache, 4 KiB at most; `__constant__` memory
+// would serve one address at a time.
+//
+"""
+
+CODEBOOKS_MACROS = """
+#pragma once
+
+// On the device, on the host, or on both where one program runs there and here.
+#if defined(__CUDACC_RTC__)
+#define CODEBOOK(NAME, ROWS, ...) __device__ const unsigned short NAME##_ON_DEVICE[ROWS] = {__VA_ARGS__};
+#elif defined(__CUDACC__)
+#define CODEBOOK(NAME, ROWS, ...) \\
+    __device__ const unsigned short NAME##_ON_DEVICE[ROWS] = {__VA_ARGS__}; \\
+    static const unsigned short NAME##_ON_HOST[ROWS] = {__VA_ARGS__};
+#else
+#define CODEBOOK(NAME, ROWS, ...) static const unsigned short NAME##_ON_HOST[ROWS] = {__VA_ARGS__};
+#endif
+
+#if defined(__CUDA_ARCH__)
+#define CODEBOOK_ROW(NAME, INDEX) ((unsigned)__ldg(NAME##_ON_DEVICE + (INDEX)))
+#else
+#define CODEBOOK_ROW(NAME, INDEX) ((unsigned)NAME##_ON_HOST[INDEX])
+#endif
+"""
+
+
+def codebooks():
+    """codebooks.cuh: the tables of the reference decoder, with the licence they came under."""
+    rust = GRIDS.read_text()
+    notice = [line[4:].rstrip() for line in rust.splitlines() if line.startswith("//! >")]
+    text = CODEBOOKS_HEAD + "".join(f"// {line}".rstrip() + "\n" for line in notice) + CODEBOOKS_MACROS
+    tables = re.findall(r"/// (.*)\npub\(super\) const (\w+): \[u16; (\d+)\] = \[([^\]]*)\];", rust)
+    for comment, name, rows, values in tables:
+        lines = [line.strip() for line in values.strip().splitlines()]
+        body = "\n".join(f"    {line}" for line in lines).rstrip(",")
+        text += f"\n// {comment}\nCODEBOOK({name}, {rows},\n{body})\n"
+    return text.encode()
 
 
 class Nvrtc:
@@ -93,6 +138,11 @@ def main():
     check = parser.parse_args().check
     nvrtc = Nvrtc()
     stale = []
+    books = SOURCES / "codebooks.cuh"
+    if not check:
+        books.write_bytes(codebooks())
+    elif books.read_bytes() != codebooks():
+        stale.append(books.name)
     for module in MODULES:
         for arch, machines in TARGETS.items():
             ptx = nvrtc.compile(SOURCES / f"{module}.cu", arch)

@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include "codebooks.cuh"
 #include "primitives.cuh"
 
 struct Scale {
@@ -228,6 +229,295 @@ struct Q6_K {
         two_bits(image, at + 128, group, q);
         q[0] = nibbles(low[0], upper) | (q[0] << 4);
         q[1] = nibbles(low[1], upper) | (q[1] << 4);
+    }
+};
+
+// --- 4-bit codes that stand for entries of a table. ---
+
+// Entries of IQ4_NL and IQ4_XS, plus 128.
+BOTH void look_up_iq4(u32 (&q)[2]) {
+    for (u32 &codes : q) codes = look_up(codes, 0x3f2d1801, 0x766a5d4f, 0xa6998d81, 0xf1d9c5b5);
+}
+
+// Entries of MXFP4 and NVFP4, twice the number, plus 12. Both zeros are plus zero.
+BOTH void look_up_fp4(u32 (&q)[2]) {
+    for (u32 &codes : q) codes = look_up(codes, 0x0f0e0d0c, 0x18141210, 0x090a0b0c, 0x00040608);
+}
+
+// As Q4_0, with a table.
+struct IQ4_NL {
+    static constexpr u32 BYTES = 18, LEN = 32, SHARE = 32, BIAS = 128;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32 share) { return Q4_0::scale(image, at, share); }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        Q4_0::codes(image, at, group, q);
+        look_up_iq4(q);
+    }
+};
+
+// f16 d; upper 2 bits of 8 scales; lower 4 bits of them; 128 bytes, of each 16 the numbers as in IQ4_NL.
+struct IQ4_XS {
+    static constexpr u32 BYTES = 136, LEN = 256, SHARE = 32, BIAS = 128;
+    static constexpr bool SCALES_AHEAD = true;
+    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
+        const u32 low = (image.byte(at + 4 + (share >> 1)) >> (4 * (share & 1))) & 15;
+        const u32 high = (image.byte(at + 2 + (share >> 2)) >> (2 * (share & 3))) & 3;
+        return {float_of_half(image.half(at)) * (float_of_small(low | (high << 4)) - 32.0f), -0.0f};
+    }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        const u32 upper = (group >> 1) & 1;
+        image.read(at + 8 + 16 * (group >> 2) + 8 * (group & 1), q);
+        q[0] = nibbles(q[0], upper);
+        q[1] = nibbles(q[1], upper);
+        look_up_iq4(q);
+    }
+};
+
+// Exponent of the scale (E8M0, where 255 is no NaN); 16 bytes as in Q4_0.
+struct MXFP4 {
+    static constexpr u32 BYTES = 17, LEN = 32, SHARE = 32, BIAS = 12;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32) {
+        // Half of it, for doubled numbers. The two smallest are denormal.
+        const u32 exponent = image.byte(at);
+        return {float_of_bits(exponent < 2 ? 0x00200000 << exponent : (exponent - 1) << 23), -0.0f};
+    }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        Q4_0::codes(image, at - 1, group, q);
+        look_up_fp4(q);
+    }
+};
+
+// Four scales (E4M3 without sign, 127 is zero) of 16 numbers each; 32 bytes, of each 8 the first 8 numbers below.
+struct NVFP4 {
+    static constexpr u32 BYTES = 36, LEN = 64, SHARE = 16, BIAS = 12;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
+        // As in F8_E4M3, and halved.
+        const u32 code = image.byte(at + share);
+        return {code == 0x7f ? 0.0f : float_of_half((code & 0x7f) << 7) * 128.0f, -0.0f};
+    }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        image.read(at + 4 + 8 * (group >> 1), q);
+        q[0] = nibbles(q[0], group & 1);
+        q[1] = nibbles(q[1], group & 1);
+        look_up_fp4(q);
+    }
+};
+
+// --- 1 and 2 bits. ---
+
+// Bits 2i and 2i + 1 of the lower 8 bits, as byte i.
+BOTH u32 spread_pairs(u32 bits) {
+    return (bits & 3) | ((bits & 12) << 6) | ((bits & 48) << 12) | ((bits & 192) << 18);
+}
+
+// f16 d; 128 signs, 1 is plus.
+struct Q1_0 {
+    static constexpr u32 BYTES = 18, LEN = 128, SHARE = 128, BIAS = 1;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32) { return {float_of_half(image.half(at)), -0.0f}; }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        const u32 signs = image.byte(at + 2 + group);
+        q[0] = spread<1>(signs);
+        q[1] = spread<1>(signs >> 4);
+    }
+};
+
+// f16 d; 16 bytes of four numbers each.
+struct Q2_0 {
+    static constexpr u32 BYTES = 18, LEN = 64, SHARE = 64, BIAS = 1;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32) { return {float_of_half(image.half(at)), -0.0f}; }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        q[0] = spread_pairs(image.byte(at + 2 + 2 * group));
+        q[1] = spread_pairs(image.byte(at + 3 + 2 * group));
+    }
+};
+
+// Base 3, five digits to a byte, the first the most significant, as a fraction of 256: multiplied by 3, the digit is
+// what overflows. 32 bytes hold 160 numbers, 16 hold 80, and 4 hold the last 16, four digits each; f16 d.
+struct TQ1_0 {
+    static constexpr u32 BYTES = 54, LEN = 256, SHARE = 256, BIAS = 1;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32) { return {float_of_half(image.half(at + 52)), -0.0f}; }
+    static BOTH u32 digits(u32 word, u32 digit) {
+        const u32 power = choose(0x1b090301, 0x51, 0x5550 | digit);
+        const u32 even = ((word & 0x00ff00ff) * power) & 0x00ff00ff;
+        const u32 odd = (((word >> 8) & 0x00ff00ff) * power) & 0x00ff00ff;
+        return ((even * 3 >> 8) & 0x00030003) | ((odd * 3) & 0x03000300);
+    }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        u32 from = 8 * (group & 3), first = group >> 2, second = first;
+        if (group >= 30) {
+            from = 48;
+            first = 2 * (group - 30);
+            second = first + 1;
+        } else if (group >= 20) {
+            from = 32 + 8 * (group & 1);
+            first = second = (group - 20) >> 1;
+        }
+        image.read(at + from, q);
+        q[1] = digits(group >= 30 ? q[0] : q[1], second);
+        q[0] = digits(q[0], first);
+    }
+};
+
+// 64 bytes of 2-bit codes; f16 d.
+struct TQ2_0 {
+    static constexpr u32 BYTES = 66, LEN = 256, SHARE = 256, BIAS = 1;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32) { return {float_of_half(image.half(at + 64)), -0.0f}; }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) { two_bits(image, at, group, q); }
+};
+
+// --- Codes that stand for rows of 4 or 8 numbers. ---
+
+// Four numbers of a row that has 2 bits for each, the lowest 8 of which are used; `table` has a byte for each of 0..3.
+BOTH u32 row_of_pairs(u32 row, u32 table) {
+    return choose(table, 0, (row & 3) | ((row & 12) << 2) | ((row & 48) << 4) | ((row & 192) << 6));
+}
+
+// Negates the four numbers whose bits are set, and adds 128. None is zero, so that no byte carries into the next.
+BOTH u32 with_signs(u32 numbers, u32 signs) {
+    const u32 ones = spread<0>(signs);
+    return ((numbers ^ (ones * 255)) + ones) ^ 0x80808080;
+}
+
+// The 8 signs that 7 bits stand for: an even number of them is minus.
+BOTH u32 even_signs(u32 code) { return code | ((population(code) & 1) << 7); }
+
+// A row of 8 of the IQ2 codebooks.
+BOTH void iq2_row(u32 row, u32 signs, u32 (&q)[2]) {
+    constexpr u32 TABLE = 8 | (25 << 8) | (43 << 16);
+    q[0] = with_signs(row_of_pairs(row, TABLE), signs);
+    q[1] = with_signs(row_of_pairs(row >> 8, TABLE), signs >> 4);
+}
+
+// A 4-bit scale of the IQ2 formats.
+BOTH Scale iq2_scale(u32 d, u32 scale) {
+    return {float_of_half(d) * (0.5f + float_of_small(scale)) * 0.25f, -0.0f};
+}
+
+// f16 d; for each 32 numbers 4 codes and a word of four 7-bit sign codes and, on top, the scale.
+struct IQ2_XXS {
+    static constexpr u32 BYTES = 66, LEN = 256, SHARE = 32, BIAS = 128;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
+        return iq2_scale(image.half(at), image.byte(at + 9 + 8 * share) >> 4);
+    }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        const u32 in_share = group & 3, share = at + 2 + 8 * (group >> 2);
+        const u32 signs = (image.word(share + 4) >> (7 * in_share)) & 127;
+        iq2_row(CODEBOOK_ROW(IQ2_XXS, image.byte(share + in_share)), even_signs(signs), q);
+    }
+};
+
+// f16 d; 32 words of a 9-bit code and a sign code; 4-bit scales.
+struct IQ2_XS {
+    static constexpr u32 BYTES = 74, LEN = 256, SHARE = 16, BIAS = 128;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
+        return iq2_scale(image.half(at), (image.byte(at + 66 + (share >> 1)) >> (4 * (share & 1))) & 15);
+    }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        const u32 code = image.half(at + 2 + 2 * group);
+        iq2_row(CODEBOOK_ROW(IQ2_XS, code & 511), even_signs(code >> 9), q);
+    }
+};
+
+// f16 d; lower 8 bits of 32 codes; signs; upper 2 bits; 4-bit scales.
+struct IQ2_S {
+    static constexpr u32 BYTES = 82, LEN = 256, SHARE = 16, BIAS = 128;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
+        return iq2_scale(image.half(at), (image.byte(at + 74 + (share >> 1)) >> (4 * (share & 1))) & 15);
+    }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        const u32 high = (image.byte(at + 66 + (group >> 2)) >> (2 * (group & 3))) & 3;
+        iq2_row(CODEBOOK_ROW(IQ2_S, image.byte(at + 2 + group) | (high << 8)), image.byte(at + 34 + group), q);
+    }
+};
+
+// f16 d; 64 codes of 4 numbers; words of sign codes and scale as in IQ2_XXS.
+struct IQ3_XXS {
+    static constexpr u32 BYTES = 98, LEN = 256, SHARE = 32, BIAS = 128;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
+        const float factor = 0.5f + float_of_small(image.byte(at + 69 + 4 * share) >> 4);
+        return {float_of_half(image.half(at)) * factor * 0.5f, -0.0f};
+    }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        const u32 word = image.word(at + 66 + 4 * (group >> 2));
+        const u32 signs = even_signs((word >> (7 * (group & 3))) & 127);
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            const u32 row = CODEBOOK_ROW(IQ3_XXS, image.byte(at + 2 + 2 * group + i));
+            q[i] = with_signs(choose(0x1c140c04, 0x3e342c24, row), signs >> (4 * i));
+        }
+    }
+};
+
+// f16 d; lower 8 bits of 64 codes of 4 numbers; their ninth bits; signs; 4-bit scales.
+struct IQ3_S {
+    static constexpr u32 BYTES = 110, LEN = 256, SHARE = 32, BIAS = 128;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
+        const u32 scale = (image.byte(at + 106 + (share >> 1)) >> (4 * (share & 1))) & 15;
+        return {float_of_half(image.half(at)) * float_of_small(1 + 2 * scale), -0.0f};
+    }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        const u32 ninth = image.byte(at + 66 + (group >> 2)) >> (2 * (group & 3));
+        const u32 signs = image.byte(at + 74 + group);
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            const u32 row = CODEBOOK_ROW(IQ3_S, image.byte(at + 2 + 2 * group + i) | (((ninth >> i) & 1) << 8));
+            q[i] = with_signs(choose(0x07050301, 0x0f0d0b09, row), signs >> (4 * i));
+        }
+    }
+};
+
+// A row of 8 of the IQ1 codebook, whose numbers are -1, 0 and 1, plus or minus an eighth: in eighths, plus 128.
+BOTH void iq1_row(u32 row, bool negative, u32 (&q)[2]) {
+    const u32 table = negative ? 0x7f877f77 : 0x81898179;
+    q[0] = row_of_pairs(row, table);
+    q[1] = row_of_pairs(row >> 8, table);
+}
+
+// A 3-bit scale of the IQ1 formats, for eighths.
+BOTH Scale iq1_scale(u32 d, u32 scale) {
+    return {float_of_half(d) * float_of_small(1 + 2 * (scale & 7)) * 0.125f, -0.0f};
+}
+
+// f16 d; lower 8 bits of 32 codes; for each 32 numbers a word of four upper 3 bits, the scale and the eighth's sign.
+struct IQ1_S {
+    static constexpr u32 BYTES = 50, LEN = 256, SHARE = 32, BIAS = 128;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
+        return iq1_scale(image.half(at), image.byte(at + 35 + 2 * share) >> 4);
+    }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        const u32 word = image.half(at + 34 + 2 * (group >> 2)), high = (word >> (3 * (group & 3))) & 7;
+        iq1_row(CODEBOOK_ROW(IQ1_S, image.byte(at + 2 + group) | (high << 8)), (word & 0x8000) != 0, q);
+    }
+};
+
+// Lower 8 bits of 32 codes; their upper 3 bits and the eighth's sign; four words of four 3-bit scales each, whose upper
+// 4 bits make an f16, the lowest first.
+struct IQ1_M {
+    static constexpr u32 BYTES = 56, LEN = 256, SHARE = 16, BIAS = 128;
+    static constexpr bool SCALES_AHEAD = false;
+    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
+        u32 words[2];
+        image.read(at + 48, words);
+        const u32 d = ((words[0] >> 12) & 0xf) | ((words[0] >> 24) & 0xf0) | ((words[1] >> 4) & 0xf00) |
+                      ((words[1] >> 16) & 0xf000);
+        const u32 pair = share < 8 ? words[0] : words[1];
+        return iq1_scale(d, pair >> (16 * ((share >> 2) & 1) + 3 * (share & 3)));
+    }
+    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+        const u32 high = image.byte(at + 32 + (group >> 1)) >> (4 * (group & 1));
+        iq1_row(CODEBOOK_ROW(IQ1_S, image.byte(at + group) | ((high & 7) << 8)), (high & 8) != 0, q);
     }
 };
 

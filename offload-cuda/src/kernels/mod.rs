@@ -200,8 +200,7 @@ fn conversion(encoding: Encoding, arrived: Encoding) -> Option<u32> {
         Encoding::F8E5M2 => 65,
         encoding => encoding.ggml_id()?,
     };
-    let known = matches!(code, 0..=3 | 6..=8 | 10..=14 | 28 | 30 | 64 | 65);
-    known.then_some(code | (target << 8))
+    Some(code | (target << 8))
 }
 
 #[cfg(test)]
@@ -319,6 +318,10 @@ mod tests {
         assert!(!supports(Encoding::I64, Encoding::F32));
         assert!(!supports(Encoding::F32, Encoding::I64));
         assert!(!supports(Encoding::Q4K, Encoding::Q8_0));
+        for &encoding in Encoding::ALL {
+            let decodes = decode::is_supported(encoding);
+            assert_eq!(supports(encoding, Encoding::BF16), decodes, "{encoding}");
+        }
         let refused = launch_table(&table(&[entry(Encoding::I64, Encoding::F32, 1)]), 0);
         assert!(matches!(refused, Err(DeviceError::Unsupported { .. })));
     }

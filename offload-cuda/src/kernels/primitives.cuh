@@ -76,6 +76,15 @@ BOTH u32 choose(u32 low, u32 high, u32 choice) {
 #endif
 }
 
+// How many bits are set.
+BOTH u32 population(u32 bits) {
+#if defined(__CUDA_ARCH__)
+    return __popc(bits);
+#else
+    return __builtin_popcount(bits);
+#endif
+}
+
 // `a * b + c`, rounded once.
 BOTH float multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
