@@ -32,7 +32,7 @@ enum : u32 { TO_F32 = 0, TO_F16 = 1, TO_BF16 = 2 };
 // What a tile may hold: bytes of its source, and scales unpacked ahead.
 constexpr u32 TILE_BYTES = 8704, TILE_SCALES = 256;
 
-// The bytes, up to 15 before them, and what `Image::read` and a tail of floats read beyond.
+// The bytes, up to 15 before them, and what `Bytes::read` and a tail of floats read beyond.
 constexpr u32 GRANULES = (15 + TILE_BYTES + 15) / 16;
 constexpr u32 IMAGE_WORDS = 4 * (GRANULES + 5);
 
@@ -43,9 +43,8 @@ struct Shared {
 
 // A tile, as the threads that decode it see it.
 struct Tile {
-    Image image;
-    u32 head;    // where the first quant block begins in `image`
-    u32 bytes;   // from there on
+    Bytes source;
+    u32 bytes;  // of `source`
     u64 destination;
     u32 target;
 };
@@ -76,23 +75,26 @@ BOTH void store_one(const Tile &tile, u32 index, float x) {
 
 template <class E>
 BOTH void decode_quantized(const Tile &tile, Scale *scales) {
+    // A thread makes the same group of one quant block after another, so that what depends on the group is computed
+    // once. The same holds for scales.
     constexpr u32 GROUPS = E::LEN / 8, SHARES = E::LEN / E::SHARE;
     const u32 blocks = tile.bytes / E::BYTES;
     if (E::SCALES_AHEAD) {
         every_thread([&](u32 thread) {
-            for (u32 i = thread; i < blocks * SHARES; i += THREADS) {
-                scales[i] = E::scale(tile.image, tile.head + i / SHARES * E::BYTES, i % SHARES);
+            const u32 share = thread % SHARES;
+            for (u32 i = thread / SHARES; i < blocks; i += THREADS / SHARES) {
+                scales[i * SHARES + share] = E::scale(tile.source.from(i * E::BYTES), share);
             }
         });
         barrier();
     }
     every_thread([&](u32 thread) {
-        for (u32 i = thread; i < blocks * GROUPS; i += THREADS) {
-            const u32 group = i % GROUPS, at = tile.head + i / GROUPS * E::BYTES;
-            const Scale scale =
-                E::SCALES_AHEAD ? scales[i / (E::SHARE / 8)] : E::scale(tile.image, at, group / (E::SHARE / 8));
+        const u32 group = thread % GROUPS, share = group / (E::SHARE / 8);
+        for (u32 i = thread / GROUPS; i < blocks; i += THREADS / GROUPS) {
+            const Bytes block = tile.source.from(i * E::BYTES);
+            const Scale scale = E::SCALES_AHEAD ? scales[i * SHARES + share] : E::scale(block, share);
             u32 codes[2];
-            E::codes(tile.image, at, group, codes);
+            E::codes(block, group, codes);
             float x[8];
 #pragma unroll
             for (u32 k = 0; k < 8; k++) {
@@ -100,7 +102,7 @@ BOTH void decode_quantized(const Tile &tile, Scale *scales) {
                 const float integer = float_of_bits(lifted) - (8388608.0f + (float)E::BIAS);
                 x[k] = multiply_add(integer, scale.factor, scale.offset);
             }
-            store_group(tile, i, x);
+            store_group(tile, i * GROUPS + group, x);
         }
     });
 }
@@ -110,13 +112,14 @@ BOTH void decode_floats(const Tile &tile) {
     const u32 count = tile.bytes / E::BYTES;
     every_thread([&](u32 thread) {
         float x[8];
+#pragma unroll 1
         for (u32 i = thread; i < count / 8; i += THREADS) {
-            E::numbers(tile.image, tile.head + 8 * i * E::BYTES, x);
+            E::numbers(tile.source.from(8 * i * E::BYTES), x);
             store_group(tile, i, x);
         }
         if (thread < count % 8) {
             const u32 index = count / 8 * 8 + thread;
-            E::numbers(tile.image, tile.head + index * E::BYTES, x);
+            E::numbers(tile.source.from(index * E::BYTES), x);
             store_one(tile, index, x[0]);
         }
     });
@@ -124,14 +127,15 @@ BOTH void decode_floats(const Tile &tile) {
 
 BOTH void copy(const Tile &tile) {
     every_thread([&](u32 thread) {
+#pragma unroll 1
         for (u32 i = thread; i < tile.bytes / 16; i += THREADS) {
             u32 words[4];
-            tile.image.read(tile.head + 16 * i, words);
+            tile.source.read(16 * i, words);
             store_16(tile.destination + 16 * i, words[0], words[1], words[2], words[3]);
         }
         if (thread < tile.bytes % 16) {
             const u32 index = tile.bytes / 16 * 16 + thread;
-            ((u8 *)tile.destination)[index] = (u8)tile.image.byte(tile.head + index);
+            ((u8 *)tile.destination)[index] = (u8)tile.source.byte(index);
         }
     });
 }
@@ -187,14 +191,14 @@ BOTH void decode_tile(const Entry *entries, u32 count, u32 number, Shared &share
     const u64 begin = (u64)tile_of_entry * entry.tile_bytes;
     const u64 source = entry.source + begin, left = entry.bytes - begin;
     Tile tile;
-    tile.image.words = shared.image;
-    tile.head = (u32)source & 15;
+    const u32 head = (u32)source & 15;
+    tile.source = {(const u8 *)shared.image, head};
     tile.bytes = left < entry.tile_bytes ? (u32)left : entry.tile_bytes;
     tile.destination = entry.destination + (u64)tile_of_entry * entry.tile_arrived;
     tile.target = entry.conversion >> 8;
     every_thread([&](u32 thread) {
         constexpr u32 MOST = (GRANULES + THREADS - 1) / THREADS;
-        stage<MOST>(shared.image, source - tile.head, (tile.head + tile.bytes + 15) / 16, thread);
+        stage<MOST>(shared.image, source - head, (head + tile.bytes + 15) / 16, thread);
         stage_done();
     });
     barrier();
@@ -202,7 +206,8 @@ BOTH void decode_tile(const Entry *entries, u32 count, u32 number, Shared &share
 }
 
 #if defined(__CUDACC__)
-// One thread block a tile. Six on an SM keep enough bytes in flight, for 40 registers a thread; Turing holds four.
+// One thread block a tile. 32 registers a thread let an SM hold as many as it has threads for, which keeps enough bytes
+// in flight; the bound keeps a compiler from spending many more.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 #define BLOCKS_PER_SM 6
 #else

@@ -16,25 +16,26 @@ struct Scale {
     float offset;
 };
 
-// A tile's encoded bytes in shared memory. `words` is aligned to 16 bytes; a quant block may begin at any byte.
-struct Image {
-    const u32 *words;
+// Encoded bytes in shared memory, from any byte on. Offsets that are known when this is compiled are part of the load
+// instruction, so that a quant block's fields cost one address and one shift altogether.
+struct Bytes {
+    const u8 *image;  // aligned to 16
+    u32 begin;
 
-    BOTH u32 byte(u32 at) const { return ((const u8 *)words)[at]; }
+    BOTH u32 byte(u32 at) const { return (image + begin)[at]; }
 
-    // Two bytes. The bank is shared with the neighbours: reading bytes costs no more than reading a word.
+    // Two bytes.
     BOTH u32 half(u32 at) const { return byte(at) | (byte(at + 1) << 8); }
 
-    // `COUNT` words from any byte on. Reads up to 4 bytes more than these, which do not matter.
+    // `COUNT` words, from a multiple of 4 on. Reads up to 4 bytes more, which do not matter.
     template <u32 COUNT>
     BOTH void read(u32 at, u32 (&values)[COUNT]) const {
-        const u32 *from = words + (at >> 2);
-        const u32 shift = (at & 3) * 8;
+        const u32 *from = (const u32 *)(image + (begin & ~3u) + at);
         u32 low = from[0];
 #pragma unroll
         for (u32 i = 0; i < COUNT; i++) {
             const u32 high = from[i + 1];
-            values[i] = funnel(low, high, shift);
+            values[i] = funnel(low, high, 8 * begin);
             low = high;
         }
     }
@@ -44,6 +45,9 @@ struct Image {
         read(at, value);
         return value[0];
     }
+
+    // The bytes from `at` on, which need not be a multiple of 4.
+    BOTH Bytes from(u32 at) const { return {image, begin + at}; }
 };
 
 // An integer below 2^23 as a float: 2^23 + n is a float whose lower bits are n.
@@ -75,9 +79,11 @@ BOTH u32 look_up(u32 codes, u32 t0, u32 t1, u32 t2, u32 t3) {
 struct Q4_0 {
     static constexpr u32 BYTES = 18, LEN = 32, SHARE = 32, BIAS = 8;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32) { return {float_of_half(image.half(at)), -0.0f}; }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        image.read(at + 2 + 8 * (group & 1), q);
+    static BOTH Scale scale(const Bytes &block, u32) { return {float_of_half(block.half(0)), -0.0f}; }
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) { codes_at<2>(block, group, q); }
+    template <u32 AT>
+    static BOTH void codes_at(const Bytes &block, u32 group, u32 (&q)[2]) {
+        block.from(AT).read(8 * (group & 1), q);
         q[0] = nibbles(q[0], group >> 1);
         q[1] = nibbles(q[1], group >> 1);
     }
@@ -87,14 +93,12 @@ struct Q4_0 {
 struct Q4_1 {
     static constexpr u32 BYTES = 20, LEN = 32, SHARE = 32, BIAS = 0;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32) {
-        const u32 pair = image.word(at);
+    static BOTH Scale scale(const Bytes &block, u32) {
+        const u32 pair = block.word(0);
         return {float_of_half(pair), float_of_half(pair >> 16)};
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        image.read(at + 4 + 8 * (group & 1), q);
-        q[0] = nibbles(q[0], group >> 1);
-        q[1] = nibbles(q[1], group >> 1);
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        Q4_0::codes_at<4>(block, group, q);
     }
 };
 
@@ -102,12 +106,14 @@ struct Q4_1 {
 struct Q5_0 {
     static constexpr u32 BYTES = 22, LEN = 32, SHARE = 32, BIAS = 16;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32) { return {float_of_half(image.half(at)), -0.0f}; }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        const u32 fifth = image.byte(at + 2 + group);
-        image.read(at + 6 + 8 * (group & 1), q);
-        q[0] = nibbles(q[0], group >> 1) | spread<4>(fifth);
-        q[1] = nibbles(q[1], group >> 1) | spread<4>(fifth >> 4);
+    static BOTH Scale scale(const Bytes &block, u32) { return {float_of_half(block.half(0)), -0.0f}; }
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) { codes_at<2>(block, group, q); }
+    template <u32 AT>
+    static BOTH void codes_at(const Bytes &block, u32 group, u32 (&q)[2]) {
+        const u32 fifth = block.byte(AT + group);
+        Q4_0::codes_at<AT + 4>(block, group, q);
+        q[0] |= spread<4>(fifth);
+        q[1] |= spread<4>(fifth >> 4);
     }
 };
 
@@ -115,9 +121,9 @@ struct Q5_0 {
 struct Q5_1 {
     static constexpr u32 BYTES = 24, LEN = 32, SHARE = 32, BIAS = 0;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) { return Q4_1::scale(image, at, share); }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        Q5_0::codes(image, at + 2, group, q);
+    static BOTH Scale scale(const Bytes &block, u32 share) { return Q4_1::scale(block, share); }
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        Q5_0::codes_at<4>(block, group, q);
     }
 };
 
@@ -125,9 +131,9 @@ struct Q5_1 {
 struct Q8_0 {
     static constexpr u32 BYTES = 34, LEN = 32, SHARE = 32, BIAS = 128;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32) { return {float_of_half(image.half(at)), -0.0f}; }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        image.read(at + 2 + 8 * group, q);
+    static BOTH Scale scale(const Bytes &block, u32) { return {float_of_half(block.half(0)), -0.0f}; }
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        block.from(2).read(8 * group, q);
         q[0] ^= 0x80808080;
         q[1] ^= 0x80808080;
     }
@@ -136,9 +142,9 @@ struct Q8_0 {
 // --- K-quants: 256 numbers share an f16, each 16 or 32 a small integer on top. ---
 
 // Two bits of each of 8 numbers: 32 bytes hold 128 numbers, number i in byte i % 32.
-BOTH void two_bits(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+BOTH void two_bits(const Bytes &block, u32 at, u32 group, u32 (&q)[2]) {
     const u32 shift = 2 * ((group >> 2) & 3);
-    image.read(at + 32 * (group >> 4) + 8 * (group & 3), q);
+    block.read(at + 32 * (group >> 4) + 8 * (group & 3), q);
     q[0] = (q[0] >> shift) & 0x03030303;
     q[1] = (q[1] >> shift) & 0x03030303;
 }
@@ -147,28 +153,28 @@ BOTH void two_bits(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
 struct Q2_K {
     static constexpr u32 BYTES = 84, LEN = 256, SHARE = 16, BIAS = 0;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
-        const u32 pair = image.word(at + 80), both = image.byte(at + share);
+    static BOTH Scale scale(const Bytes &block, u32 share) {
+        const u32 pair = block.word(80), both = block.byte(share);
         return {float_of_half(pair) * float_of_small(both & 15),
                 -(float_of_half(pair >> 16) * float_of_small(both >> 4))};
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) { two_bits(image, at + 16, group, q); }
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) { two_bits(block, 16, group, q); }
 };
 
 // 32 bytes of third bits; 64 bytes of the two below; 12 bytes of 6-bit scales; f16 d.
 struct Q3_K {
     static constexpr u32 BYTES = 110, LEN = 256, SHARE = 16, BIAS = 4;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
-        const u32 low = (image.byte(at + 96 + (share & 7)) >> (4 * (share >> 3))) & 15;
-        const u32 high = (image.byte(at + 104 + (share & 3)) >> (2 * (share >> 2))) & 3;
+    static BOTH Scale scale(const Bytes &block, u32 share) {
+        const u32 low = (block.byte(96 + (share & 7)) >> (4 * (share >> 3))) & 15;
+        const u32 high = (block.byte(104 + (share & 3)) >> (2 * (share >> 2))) & 3;
         const float factor = float_of_small(low | (high << 4)) - 32.0f;
-        return {float_of_half(image.half(at + 108)) * factor, -0.0f};
+        return {float_of_half(block.half(108)) * factor, -0.0f};
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
         u32 third[2];
-        image.read(at + 8 * (group & 3), third);
-        two_bits(image, at + 32, group, q);
+        block.read(8 * (group & 3), third);
+        two_bits(block, 32, group, q);
         q[0] |= ((third[0] >> (group >> 2)) & 0x01010101) << 2;
         q[1] |= ((third[1] >> (group >> 2)) & 0x01010101) << 2;
     }
@@ -180,9 +186,9 @@ struct Q4_K {
     static constexpr bool SCALES_AHEAD = true;
     // Of the 12 bytes, 0 to 3 hold the first four scales, 4 to 7 the first four minimums, 8 to 11 the lower 4 bits of
     // the others, the scale's below; their upper 2 bits lie on top of the first 8 bytes.
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
+    static BOTH Scale scale(const Bytes &block, u32 share) {
         u32 header[4];
-        image.read(at, header);
+        block.read(0, header);
         const u32 shift = 8 * (share & 3);
         const u32 first = header[1] >> shift, second = header[2] >> shift, third = header[3] >> shift;
         const bool early = share < 4;
@@ -191,9 +197,11 @@ struct Q4_K {
         return {float_of_half(header[0]) * float_of_small(factor),
                 -(float_of_half(header[0] >> 16) * float_of_small(minimum))};
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) { codes_at<16>(block, group, q); }
+    template <u32 AT>
+    static BOTH void codes_at(const Bytes &block, u32 group, u32 (&q)[2]) {
         const u32 upper = (group >> 2) & 1;
-        image.read(at + 16 + 32 * (group >> 3) + 8 * (group & 3), q);
+        block.read(AT + 32 * (group >> 3) + 8 * (group & 3), q);
         q[0] = nibbles(q[0], upper);
         q[1] = nibbles(q[1], upper);
     }
@@ -203,11 +211,11 @@ struct Q4_K {
 struct Q5_K {
     static constexpr u32 BYTES = 176, LEN = 256, SHARE = 32, BIAS = 0;
     static constexpr bool SCALES_AHEAD = true;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) { return Q4_K::scale(image, at, share); }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+    static BOTH Scale scale(const Bytes &block, u32 share) { return Q4_K::scale(block, share); }
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
         u32 fifth[2];
-        image.read(at + 16 + 8 * (group & 3), fifth);
-        Q4_K::codes(image, at + 32, group, q);
+        block.read(16 + 8 * (group & 3), fifth);
+        Q4_K::codes_at<48>(block, group, q);
         q[0] |= ((fifth[0] >> (group >> 2)) & 0x01010101) << 4;
         q[1] |= ((fifth[1] >> (group >> 2)) & 0x01010101) << 4;
     }
@@ -218,15 +226,15 @@ struct Q5_K {
 struct Q6_K {
     static constexpr u32 BYTES = 210, LEN = 256, SHARE = 16, BIAS = 32;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
-        const float factor = float_of_small(image.byte(at + 192 + share) ^ 128) - 128.0f;
-        return {float_of_half(image.half(at + 208)) * factor, -0.0f};
+    static BOTH Scale scale(const Bytes &block, u32 share) {
+        const float factor = float_of_small(block.byte(192 + share) ^ 128) - 128.0f;
+        return {float_of_half(block.half(208)) * factor, -0.0f};
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
         u32 low[2];
         const u32 upper = (group >> 3) & 1;
-        image.read(at + 64 * (group >> 4) + 8 * (group & 7), low);
-        two_bits(image, at + 128, group, q);
+        block.read(64 * (group >> 4) + 8 * (group & 7), low);
+        two_bits(block, 128, group, q);
         q[0] = nibbles(low[0], upper) | (q[0] << 4);
         q[1] = nibbles(low[1], upper) | (q[1] << 4);
     }
@@ -248,9 +256,9 @@ BOTH void look_up_fp4(u32 (&q)[2]) {
 struct IQ4_NL {
     static constexpr u32 BYTES = 18, LEN = 32, SHARE = 32, BIAS = 128;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) { return Q4_0::scale(image, at, share); }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        Q4_0::codes(image, at, group, q);
+    static BOTH Scale scale(const Bytes &block, u32 share) { return Q4_0::scale(block, share); }
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        Q4_0::codes(block, group, q);
         look_up_iq4(q);
     }
 };
@@ -259,14 +267,14 @@ struct IQ4_NL {
 struct IQ4_XS {
     static constexpr u32 BYTES = 136, LEN = 256, SHARE = 32, BIAS = 128;
     static constexpr bool SCALES_AHEAD = true;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
-        const u32 low = (image.byte(at + 4 + (share >> 1)) >> (4 * (share & 1))) & 15;
-        const u32 high = (image.byte(at + 2 + (share >> 2)) >> (2 * (share & 3))) & 3;
-        return {float_of_half(image.half(at)) * (float_of_small(low | (high << 4)) - 32.0f), -0.0f};
+    static BOTH Scale scale(const Bytes &block, u32 share) {
+        const u32 low = (block.byte(4 + (share >> 1)) >> (4 * (share & 1))) & 15;
+        const u32 high = (block.byte(2 + (share >> 2)) >> (2 * (share & 3))) & 3;
+        return {float_of_half(block.half(0)) * (float_of_small(low | (high << 4)) - 32.0f), -0.0f};
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
         const u32 upper = (group >> 1) & 1;
-        image.read(at + 8 + 16 * (group >> 2) + 8 * (group & 1), q);
+        block.read(8 + 16 * (group >> 2) + 8 * (group & 1), q);
         q[0] = nibbles(q[0], upper);
         q[1] = nibbles(q[1], upper);
         look_up_iq4(q);
@@ -277,13 +285,13 @@ struct IQ4_XS {
 struct MXFP4 {
     static constexpr u32 BYTES = 17, LEN = 32, SHARE = 32, BIAS = 12;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32) {
+    static BOTH Scale scale(const Bytes &block, u32) {
         // Half of it, for doubled numbers. The two smallest are denormal.
-        const u32 exponent = image.byte(at);
+        const u32 exponent = block.byte(0);
         return {float_of_bits(exponent < 2 ? 0x00200000 << exponent : (exponent - 1) << 23), -0.0f};
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        Q4_0::codes(image, at - 1, group, q);
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        Q4_0::codes_at<1>(block, group, q);
         look_up_fp4(q);
     }
 };
@@ -292,13 +300,13 @@ struct MXFP4 {
 struct NVFP4 {
     static constexpr u32 BYTES = 36, LEN = 64, SHARE = 16, BIAS = 12;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
+    static BOTH Scale scale(const Bytes &block, u32 share) {
         // As in F8_E4M3, and halved.
-        const u32 code = image.byte(at + share);
+        const u32 code = block.byte(share);
         return {code == 0x7f ? 0.0f : float_of_half((code & 0x7f) << 7) * 128.0f, -0.0f};
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        image.read(at + 4 + 8 * (group >> 1), q);
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        block.read(4 + 8 * (group >> 1), q);
         q[0] = nibbles(q[0], group & 1);
         q[1] = nibbles(q[1], group & 1);
         look_up_fp4(q);
@@ -316,9 +324,9 @@ BOTH u32 spread_pairs(u32 bits) {
 struct Q1_0 {
     static constexpr u32 BYTES = 18, LEN = 128, SHARE = 128, BIAS = 1;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32) { return {float_of_half(image.half(at)), -0.0f}; }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        const u32 signs = image.byte(at + 2 + group);
+    static BOTH Scale scale(const Bytes &block, u32) { return {float_of_half(block.half(0)), -0.0f}; }
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        const u32 signs = block.byte(2 + group);
         q[0] = spread<1>(signs);
         q[1] = spread<1>(signs >> 4);
     }
@@ -328,10 +336,10 @@ struct Q1_0 {
 struct Q2_0 {
     static constexpr u32 BYTES = 18, LEN = 64, SHARE = 64, BIAS = 1;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32) { return {float_of_half(image.half(at)), -0.0f}; }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        q[0] = spread_pairs(image.byte(at + 2 + 2 * group));
-        q[1] = spread_pairs(image.byte(at + 3 + 2 * group));
+    static BOTH Scale scale(const Bytes &block, u32) { return {float_of_half(block.half(0)), -0.0f}; }
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        q[0] = spread_pairs(block.byte(2 + 2 * group));
+        q[1] = spread_pairs(block.byte(3 + 2 * group));
     }
 };
 
@@ -340,14 +348,14 @@ struct Q2_0 {
 struct TQ1_0 {
     static constexpr u32 BYTES = 54, LEN = 256, SHARE = 256, BIAS = 1;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32) { return {float_of_half(image.half(at + 52)), -0.0f}; }
+    static BOTH Scale scale(const Bytes &block, u32) { return {float_of_half(block.half(52)), -0.0f}; }
     static BOTH u32 digits(u32 word, u32 digit) {
         const u32 power = choose(0x1b090301, 0x51, 0x5550 | digit);
         const u32 even = ((word & 0x00ff00ff) * power) & 0x00ff00ff;
         const u32 odd = (((word >> 8) & 0x00ff00ff) * power) & 0x00ff00ff;
         return ((even * 3 >> 8) & 0x00030003) | ((odd * 3) & 0x03000300);
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
         u32 from = 8 * (group & 3), first = group >> 2, second = first;
         if (group >= 30) {
             from = 48;
@@ -357,7 +365,7 @@ struct TQ1_0 {
             from = 32 + 8 * (group & 1);
             first = second = (group - 20) >> 1;
         }
-        image.read(at + from, q);
+        block.read(from, q);
         q[1] = digits(group >= 30 ? q[0] : q[1], second);
         q[0] = digits(q[0], first);
     }
@@ -367,8 +375,8 @@ struct TQ1_0 {
 struct TQ2_0 {
     static constexpr u32 BYTES = 66, LEN = 256, SHARE = 256, BIAS = 1;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32) { return {float_of_half(image.half(at + 64)), -0.0f}; }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) { two_bits(image, at, group, q); }
+    static BOTH Scale scale(const Bytes &block, u32) { return {float_of_half(block.half(64)), -0.0f}; }
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) { two_bits(block, 0, group, q); }
 };
 
 // --- Codes that stand for rows of 4 or 8 numbers. ---
@@ -403,13 +411,13 @@ BOTH Scale iq2_scale(u32 d, u32 scale) {
 struct IQ2_XXS {
     static constexpr u32 BYTES = 66, LEN = 256, SHARE = 32, BIAS = 128;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
-        return iq2_scale(image.half(at), image.byte(at + 9 + 8 * share) >> 4);
+    static BOTH Scale scale(const Bytes &block, u32 share) {
+        return iq2_scale(block.half(0), block.byte(9 + 8 * share) >> 4);
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        const u32 in_share = group & 3, share = at + 2 + 8 * (group >> 2);
-        const u32 signs = (image.word(share + 4) >> (7 * in_share)) & 127;
-        iq2_row(CODEBOOK_ROW(IQ2_XXS, image.byte(share + in_share)), even_signs(signs), q);
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        const u32 in_share = group & 3, share = 8 * (group >> 2);
+        const u32 signs = (block.from(6).word(share) >> (7 * in_share)) & 127;
+        iq2_row(CODEBOOK_ROW(IQ2_XXS, block.byte(2 + share + in_share)), even_signs(signs), q);
     }
 };
 
@@ -417,11 +425,11 @@ struct IQ2_XXS {
 struct IQ2_XS {
     static constexpr u32 BYTES = 74, LEN = 256, SHARE = 16, BIAS = 128;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
-        return iq2_scale(image.half(at), (image.byte(at + 66 + (share >> 1)) >> (4 * (share & 1))) & 15);
+    static BOTH Scale scale(const Bytes &block, u32 share) {
+        return iq2_scale(block.half(0), (block.byte(66 + (share >> 1)) >> (4 * (share & 1))) & 15);
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        const u32 code = image.half(at + 2 + 2 * group);
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        const u32 code = block.half(2 + 2 * group);
         iq2_row(CODEBOOK_ROW(IQ2_XS, code & 511), even_signs(code >> 9), q);
     }
 };
@@ -430,12 +438,12 @@ struct IQ2_XS {
 struct IQ2_S {
     static constexpr u32 BYTES = 82, LEN = 256, SHARE = 16, BIAS = 128;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
-        return iq2_scale(image.half(at), (image.byte(at + 74 + (share >> 1)) >> (4 * (share & 1))) & 15);
+    static BOTH Scale scale(const Bytes &block, u32 share) {
+        return iq2_scale(block.half(0), (block.byte(74 + (share >> 1)) >> (4 * (share & 1))) & 15);
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        const u32 high = (image.byte(at + 66 + (group >> 2)) >> (2 * (group & 3))) & 3;
-        iq2_row(CODEBOOK_ROW(IQ2_S, image.byte(at + 2 + group) | (high << 8)), image.byte(at + 34 + group), q);
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        const u32 high = (block.byte(66 + (group >> 2)) >> (2 * (group & 3))) & 3;
+        iq2_row(CODEBOOK_ROW(IQ2_S, block.byte(2 + group) | (high << 8)), block.byte(34 + group), q);
     }
 };
 
@@ -443,16 +451,16 @@ struct IQ2_S {
 struct IQ3_XXS {
     static constexpr u32 BYTES = 98, LEN = 256, SHARE = 32, BIAS = 128;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
-        const float factor = 0.5f + float_of_small(image.byte(at + 69 + 4 * share) >> 4);
-        return {float_of_half(image.half(at)) * factor * 0.5f, -0.0f};
+    static BOTH Scale scale(const Bytes &block, u32 share) {
+        const float factor = 0.5f + float_of_small(block.byte(69 + 4 * share) >> 4);
+        return {float_of_half(block.half(0)) * factor * 0.5f, -0.0f};
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        const u32 word = image.word(at + 66 + 4 * (group >> 2));
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        const u32 word = block.from(66).word(4 * (group >> 2));
         const u32 signs = even_signs((word >> (7 * (group & 3))) & 127);
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
-            const u32 row = CODEBOOK_ROW(IQ3_XXS, image.byte(at + 2 + 2 * group + i));
+            const u32 row = CODEBOOK_ROW(IQ3_XXS, block.byte(2 + 2 * group + i));
             q[i] = with_signs(choose(0x1c140c04, 0x3e342c24, row), signs >> (4 * i));
         }
     }
@@ -462,16 +470,16 @@ struct IQ3_XXS {
 struct IQ3_S {
     static constexpr u32 BYTES = 110, LEN = 256, SHARE = 32, BIAS = 128;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
-        const u32 scale = (image.byte(at + 106 + (share >> 1)) >> (4 * (share & 1))) & 15;
-        return {float_of_half(image.half(at)) * float_of_small(1 + 2 * scale), -0.0f};
+    static BOTH Scale scale(const Bytes &block, u32 share) {
+        const u32 scale = (block.byte(106 + (share >> 1)) >> (4 * (share & 1))) & 15;
+        return {float_of_half(block.half(0)) * float_of_small(1 + 2 * scale), -0.0f};
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        const u32 ninth = image.byte(at + 66 + (group >> 2)) >> (2 * (group & 3));
-        const u32 signs = image.byte(at + 74 + group);
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        const u32 ninth = block.byte(66 + (group >> 2)) >> (2 * (group & 3));
+        const u32 signs = block.byte(74 + group);
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
-            const u32 row = CODEBOOK_ROW(IQ3_S, image.byte(at + 2 + 2 * group + i) | (((ninth >> i) & 1) << 8));
+            const u32 row = CODEBOOK_ROW(IQ3_S, block.byte(2 + 2 * group + i) | (((ninth >> i) & 1) << 8));
             q[i] = with_signs(choose(0x07050301, 0x0f0d0b09, row), signs >> (4 * i));
         }
     }
@@ -493,12 +501,12 @@ BOTH Scale iq1_scale(u32 d, u32 scale) {
 struct IQ1_S {
     static constexpr u32 BYTES = 50, LEN = 256, SHARE = 32, BIAS = 128;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
-        return iq1_scale(image.half(at), image.byte(at + 35 + 2 * share) >> 4);
+    static BOTH Scale scale(const Bytes &block, u32 share) {
+        return iq1_scale(block.half(0), block.byte(35 + 2 * share) >> 4);
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        const u32 word = image.half(at + 34 + 2 * (group >> 2)), high = (word >> (3 * (group & 3))) & 7;
-        iq1_row(CODEBOOK_ROW(IQ1_S, image.byte(at + 2 + group) | (high << 8)), (word & 0x8000) != 0, q);
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        const u32 word = block.half(34 + 2 * (group >> 2)), high = (word >> (3 * (group & 3))) & 7;
+        iq1_row(CODEBOOK_ROW(IQ1_S, block.byte(2 + group) | (high << 8)), (word & 0x8000) != 0, q);
     }
 };
 
@@ -507,17 +515,17 @@ struct IQ1_S {
 struct IQ1_M {
     static constexpr u32 BYTES = 56, LEN = 256, SHARE = 16, BIAS = 128;
     static constexpr bool SCALES_AHEAD = false;
-    static BOTH Scale scale(const Image &image, u32 at, u32 share) {
+    static BOTH Scale scale(const Bytes &block, u32 share) {
         u32 words[2];
-        image.read(at + 48, words);
+        block.read(48, words);
         const u32 d = ((words[0] >> 12) & 0xf) | ((words[0] >> 24) & 0xf0) | ((words[1] >> 4) & 0xf00) |
                       ((words[1] >> 16) & 0xf000);
         const u32 pair = share < 8 ? words[0] : words[1];
         return iq1_scale(d, pair >> (16 * ((share >> 2) & 1) + 3 * (share & 3)));
     }
-    static BOTH void codes(const Image &image, u32 at, u32 group, u32 (&q)[2]) {
-        const u32 high = image.byte(at + 32 + (group >> 1)) >> (4 * (group & 1));
-        iq1_row(CODEBOOK_ROW(IQ1_S, image.byte(at + group) | ((high & 7) << 8)), (high & 8) != 0, q);
+    static BOTH void codes(const Bytes &block, u32 group, u32 (&q)[2]) {
+        const u32 high = block.byte(32 + (group >> 1)) >> (4 * (group & 1));
+        iq1_row(CODEBOOK_ROW(IQ1_S, block.byte(group) | ((high & 7) << 8)), (high & 8) != 0, q);
     }
 };
 
@@ -525,9 +533,9 @@ struct IQ1_M {
 
 struct F32 {
     static constexpr u32 BYTES = 4;
-    static BOTH void numbers(const Image &image, u32 at, float (&x)[8]) {
+    static BOTH void numbers(const Bytes &bytes, float (&x)[8]) {
         u32 words[8];
-        image.read(at, words);
+        bytes.read(0, words);
 #pragma unroll
         for (u32 i = 0; i < 8; i++) x[i] = float_of_bits(words[i]);
     }
@@ -535,11 +543,11 @@ struct F32 {
 
 struct F64 {
     static constexpr u32 BYTES = 8;
-    static BOTH void numbers(const Image &image, u32 at, float (&x)[8]) {
+    static BOTH void numbers(const Bytes &bytes, float (&x)[8]) {
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
             u32 words[2];
-            image.read(at + 8 * i, words);
+            bytes.read(8 * i, words);
             x[i] = float_of_double(words[0], words[1]);
         }
     }
@@ -547,9 +555,9 @@ struct F64 {
 
 struct F16 {
     static constexpr u32 BYTES = 2;
-    static BOTH void numbers(const Image &image, u32 at, float (&x)[8]) {
+    static BOTH void numbers(const Bytes &bytes, float (&x)[8]) {
         u32 words[4];
-        image.read(at, words);
+        bytes.read(0, words);
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
             x[2 * i] = float_of_half(words[i] & 0xffff);
@@ -560,9 +568,9 @@ struct F16 {
 
 struct BF16 {
     static constexpr u32 BYTES = 2;
-    static BOTH void numbers(const Image &image, u32 at, float (&x)[8]) {
+    static BOTH void numbers(const Bytes &bytes, float (&x)[8]) {
         u32 words[4];
-        image.read(at, words);
+        bytes.read(0, words);
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
             x[2 * i] = float_of_bits(words[i] << 16);
@@ -571,17 +579,31 @@ struct BF16 {
     }
 };
 
-// OCP E4M3FN. Moved into an f16, sign and all, it is 2^-8 of what it stands for, denormals too; all ones is NaN.
+// Four bytes as the upper halves of four f16, in order.
+BOTH void upper_halves(u32 bytes, u32 (&pairs)[2]) {
+    pairs[0] = choose(bytes, 0, 0x1404);
+    pairs[1] = choose(bytes, 0, 0x3424);
+}
+
+// OCP E4M3FN. Moved into an f16, where the exponent begins a bit lower, it is 2^-8 of what it stands for, denormals
+// too. All ones is NaN: one more bit above makes it one of f16.
 struct F8_E4M3 {
     static constexpr u32 BYTES = 1;
-    static BOTH void numbers(const Image &image, u32 at, float (&x)[8]) {
+    static BOTH void numbers(const Bytes &bytes, float (&x)[8]) {
         u32 words[2];
-        image.read(at, words);
+        bytes.read(0, words);
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            const u32 code = (words[i / 4] >> (8 * (i % 4))) & 255;
-            const float value = float_of_half(((code & 0x80) << 8) | ((code & 0x7f) << 7)) * 256.0f;
-            x[i] = (code & 0x7f) == 0x7f ? float_of_bits(0x7fc00000) : value;
+        for (u32 i = 0; i < 2; i++) {
+            const u32 magnitudes = words[i] & 0x7f7f7f7f;
+            u32 signs[2], pairs[2];
+            upper_halves(words[i], signs);
+            upper_halves(magnitudes | ((magnitudes + 0x01010101) & 0x80808080), pairs);
+#pragma unroll
+            for (u32 k = 0; k < 2; k++) {
+                const u32 pair = (pairs[k] >> 1) | (signs[k] & 0x80008000);
+                x[4 * i + 2 * k] = float_of_half(pair & 0xffff) * 256.0f;
+                x[4 * i + 2 * k + 1] = float_of_half(pair >> 16) * 256.0f;
+            }
         }
     }
 };
@@ -589,10 +611,18 @@ struct F8_E4M3 {
 // OCP E5M2: the upper half of an f16.
 struct F8_E5M2 {
     static constexpr u32 BYTES = 1;
-    static BOTH void numbers(const Image &image, u32 at, float (&x)[8]) {
+    static BOTH void numbers(const Bytes &bytes, float (&x)[8]) {
         u32 words[2];
-        image.read(at, words);
+        bytes.read(0, words);
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) x[i] = float_of_half(((words[i / 4] >> (8 * (i % 4))) & 255) << 8);
+        for (u32 i = 0; i < 2; i++) {
+            u32 pairs[2];
+            upper_halves(words[i], pairs);
+#pragma unroll
+            for (u32 k = 0; k < 2; k++) {
+                x[4 * i + 2 * k] = float_of_half(pairs[k] & 0xffff);
+                x[4 * i + 2 * k + 1] = float_of_half(pairs[k] >> 16);
+            }
+        }
     }
 };

@@ -6,8 +6,8 @@
 //!
 //! # Choices and their price
 //!
-//! - One kernel for all encodings needs the registers of the hungriest, 40 a thread, which still lets six blocks of 256
-//!   threads share an SM. A kernel for each encoding would need a launch for each encoding of a block.
+//! - One kernel for all encodings needs the registers of the hungriest, 32 a thread, so that an SM is still full of
+//!   threads. A kernel for each encoding would need a launch for each encoding of a block.
 //! - Two PTX files serve all machines since Turing: `compute_80` has asynchronous copies to shared memory and rounds
 //!   two numbers to bf16 in one instruction. `build.py` in `offload-cuda/kernels` makes them; drivers since 525 take
 //!   them.
@@ -24,6 +24,9 @@ use offload_core::encoding::Encoding;
 pub const ENTRY_POINT: &str = "decode_block";
 
 /// Threads of a block. The grid is one-dimensional and has [`LaunchTable::tiles`] blocks, with no dynamic shared memory.
+///
+/// Static shared memory is 11 KiB a block: prefer shared memory to L1 cache (the function attribute
+/// `PREFERRED_SHARED_MEMORY_CARVEOUT`), so that it does not limit how many blocks an SM holds.
 pub const THREADS: u32 = 256;
 
 /// Bytes that the kernel reads at a time. An arena must begin and end at a multiple of this.

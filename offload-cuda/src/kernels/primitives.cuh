@@ -54,12 +54,12 @@ BOTH u32 bits_of_float(float value) {
 #endif
 }
 
-// Bits `shift` to `shift + 31` of the 64 bits that `low` and `high` make. `shift` is below 32.
+// Bits `shift % 32` and 31 more above of the 64 bits that `low` and `high` make.
 BOTH u32 funnel(u32 low, u32 high, u32 shift) {
 #if defined(__CUDA_ARCH__)
     return __funnelshift_r(low, high, shift);
 #else
-    return (u32)((((u64)high << 32) | low) >> shift);
+    return (u32)((((u64)high << 32) | low) >> (shift % 32));
 #endif
 }
 
