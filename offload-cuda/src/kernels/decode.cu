@@ -130,7 +130,7 @@ BOTH void copy(const Tile &tile) {
 #pragma unroll 1
         for (u32 i = thread; i < tile.bytes / 16; i += THREADS) {
             u32 words[4];
-            tile.source.read(16 * i, words);
+            tile.source.from(16 * i).read_granules(0, words);
             store_16(tile.destination + 16 * i, words[0], words[1], words[2], words[3]);
         }
         if (thread < tile.bytes % 16) {

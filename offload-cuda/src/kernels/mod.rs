@@ -138,7 +138,7 @@ fn launch_entry(
     );
     // Of an element of the source and of the arrived form; a copy moves bytes.
     let (unit_bytes, unit_arrived, tile_units) = if encoding == arrived {
-        (1, 1, TILE_BYTES / GRANULE * GRANULE)
+        (1, 1, tile_quant_blocks(Encoding::U8))
     } else {
         (
             encoding.quant_block_bytes(),
@@ -306,7 +306,7 @@ mod tests {
                 entries[1].conversion,
                 entries[1].tile_bytes
             ),
-            (3, 255, 8704)
+            (3, 255, 8192)
         );
         let empty = launch_table(&table(&[]), 0).expect("nothing to refuse");
         assert_eq!(
@@ -331,7 +331,11 @@ mod tests {
 
     #[test]
     fn more_tiles_than_a_grid_has_are_refused() {
-        let copy = entry(Encoding::U8, Encoding::U8, (TILE_BYTES << 31) - TILE_BYTES);
+        let copy = entry(
+            Encoding::U8,
+            Encoding::U8,
+            (TILE_NUMBERS << 31) - TILE_NUMBERS,
+        );
         assert_eq!(
             launch_table(&table(&[copy]), 0).expect("fits").tiles,
             i32::MAX as u32

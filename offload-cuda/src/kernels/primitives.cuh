@@ -169,6 +169,18 @@ BOTH float float_of_double(u32 low, u32 high) {
 #endif
 }
 
+// Reads 16 bytes from an address of that alignment.
+BOTH void load_16(const u8 *from, u32 &a, u32 &b, u32 &c, u32 &d) {
+#if defined(__CUDA_ARCH__)
+    const uint4 words = *(const uint4 *)from;
+    a = words.x, b = words.y, c = words.z, d = words.w;
+#else
+    u32 words[4];
+    __builtin_memcpy(words, from, 16);
+    a = words[0], b = words[1], c = words[2], d = words[3];
+#endif
+}
+
 // Writes 16 bytes to an address of that alignment.
 BOTH void store_16(u64 address, u32 a, u32 b, u32 c, u32 d) {
 #if defined(__CUDA_ARCH__)
