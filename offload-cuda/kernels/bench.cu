@@ -4,8 +4,8 @@
 //       offload-cuda/kernels/bench.cu                        from the repository's root
 //   ./bench [--verify-only] [--type NAME]... [--target f32|f16|bf16] [--rows N] [--columns N]
 //
-// nvcc 13 or later (cudaLibraryLoadData; from PyPI wheels, add -L$CUDA_HOME/lib). The program needs only a driver where it
-// runs, and 12 GB of device memory.
+// nvcc 13 or later (cudaLibraryLoadData; from PyPI wheels, add -L$CUDA_HOME/lib). The program needs only a driver where
+// it runs, and 12 GB of device memory.
 //
 // What is timed: a graph of 32 launches over so many sets of tensors that no cache holds any, seeded random bytes,
 // against a kernel that copies the same number of bytes (half read, half written) per launch, in turn, medians of 7.
@@ -359,7 +359,10 @@ static bool verify(const Bench &bench, const Type &type, u32 target) {
         same = false;
     }
     std::free(on_host);
-    if (same) std::printf("{\"check\": \"%s\", \"target\": \"%s\", \"numbers\": %llu}\n", type.name, TARGETS[target], numbers);
+    if (same) {
+        std::printf("{\"check\": \"%s\", \"target\": \"%s\", \"numbers\": %llu}\n", type.name, TARGETS[target],
+                    numbers);
+    }
     return same;
 }
 
@@ -427,7 +430,8 @@ int main(int argc, char **argv) {
     CHECK(cudaKernelSetAttributeForDevice(bench.kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                           cudaSharedmemCarveoutMaxShared, 0));
     int resident;
-    if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, (const void *)bench.kernel, THREADS, 0) != cudaSuccess) {
+    const void *kernel = (const void *)bench.kernel;
+    if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, THREADS, 0) != cudaSuccess) {
         cudaGetLastError();
         resident = -1;
     }
@@ -451,8 +455,10 @@ int main(int argc, char **argv) {
     if (!verify_only) {
         time_memory(bench, 2 * rows * columns);
         for (const Type *type : types) {
-            const u64 bytes_or_blocks = type->code == COPY_CODE ? 2 * rows * columns : rows * columns / type->block_numbers;
-            time_tensors(bench, type->name, TARGETS[target], {{type, target, bytes_or_blocks}});
+            // A copy is counted in bytes: as many as bf16 would have.
+            const u64 numbers = rows * columns;
+            const u64 blocks = type->code == COPY_CODE ? 2 * numbers : numbers / type->block_numbers;
+            time_tensors(bench, type->name, TARGETS[target], {{type, target, blocks}});
         }
         const bool wanted = std::find(names.begin(), names.end(), "wan_14b_q4_k_m_block") != names.end();
         if (names.empty() || wanted) time_tensors(bench, "wan_14b_q4_k_m_block", TARGETS[target], wan_block(target));

@@ -41,16 +41,19 @@ fn emulator() -> Option<&'static Path> {
                 return None;
             }
             let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-            let program = folder.join(format!("emulate-{}", std::process::id()));
+            // Made beside and moved into place, in case that another run of this test is at it.
+            let made = folder.join(format!("emulate-{}", std::process::id()));
             let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulation/emulate.cpp");
             let status = Command::new(&compiler)
                 .args(["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Werror"])
                 // GCC does not know that `#pragma unroll` is for others.
                 .args(["-Wno-unknown-pragmas", "-o"])
-                .args([&program, &source])
+                .args([&made, &source])
                 .status()
                 .unwrap();
             assert!(status.success(), "the kernels do not compile as C++");
+            let program = folder.join("emulate");
+            fs::rename(made, &program).unwrap();
             Some(program)
         })
         .as_deref()

@@ -40,8 +40,8 @@ struct Bytes {
         }
     }
 
-    // As `read`, for whole granules. Where they are aligned they are read in one piece: neighbours that read a word each,
-    // 16 or 32 bytes apart, would ask the same few banks.
+    // As `read`, for whole granules. Where they are aligned they are read in one piece: neighbours that read a word
+    // each, 16 or 32 bytes apart, would ask the same few banks.
     template <u32 COUNT>
     BOTH void read_granules(u32 at, u32 (&values)[COUNT]) const {
         static_assert(COUNT % 4 == 0, "a granule has four words");

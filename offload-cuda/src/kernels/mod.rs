@@ -23,7 +23,8 @@ use offload_core::encoding::Encoding;
 /// [`LaunchTable::entry_count`] (32 bits).
 pub const ENTRY_POINT: &str = "decode_block";
 
-/// Threads of a block. The grid is one-dimensional and has [`LaunchTable::tiles`] blocks, with no dynamic shared memory.
+/// Threads of a block. The grid is one-dimensional and has [`LaunchTable::tiles`] blocks; there is no dynamic shared
+/// memory.
 ///
 /// Static shared memory is 11 KiB a block: prefer shared memory to L1 cache (the function attribute
 /// `PREFERRED_SHARED_MEMORY_CARVEOUT`), so that it does not limit how many blocks an SM holds.
