@@ -23,6 +23,7 @@
 //!   refused, although some calls would work with it.
 
 mod driver_library;
+pub mod kernels;
 mod probe;
 
 pub use probe::{DeviceInfo, Driver, DriverVersion, MINIMUM_VERSION, Unavailable, probe};
