@@ -63,6 +63,8 @@ struct Chunk {
 
 struct Read<D: Device> {
     ordinal: u64,
+    /// Nothing is read for an epoch that has ended.
+    epoch: u64,
     chunk: Chunk,
     staging: D::Staging,
 }
@@ -107,8 +109,9 @@ impl<D: Device> Feeder<D> {
         };
         let parallelism = std::thread::available_parallelism().map_or(1, usize::from);
         for _ in 0..count.min(parallelism).min(8) {
-            let (device, to_read, filled) = (device.clone(), to_read.clone(), filled.clone());
-            feeder.spawn("offload-read", move || read(&device, &to_read, &filled))?;
+            let (transfer, to_read) = (Arc::clone(transfer), to_read.clone());
+            let filled = filled.clone();
+            feeder.spawn("offload-read", move || read(&transfer, &to_read, &filled))?;
         }
         drop(filled);
         let transfer = Arc::clone(transfer);
@@ -180,15 +183,20 @@ impl<D: Device> Drop for Feeder<D> {
     }
 }
 
-fn read<D: Device>(device: &D, reads: &Receiver<Read<D>>, filled: &Sender<Filled<D>>) {
+fn read<D: Device>(transfer: &Transfer<D>, reads: &Receiver<Read<D>>, filled: &Sender<Filled<D>>) {
     while let Ok(Read {
         ordinal,
+        epoch,
         chunk,
         mut staging,
     }) = reads.recv()
     {
         let fill = || {
-            let bytes = device
+            if epoch != transfer.epoch.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            let bytes = transfer
+                .device
                 .staging_bytes(&mut staging)
                 .map_err(ReadError::Device)?;
             chunk
@@ -210,6 +218,15 @@ fn read<D: Device>(device: &D, reads: &Receiver<Read<D>>, filled: &Sender<Filled
             return;
         }
     }
+}
+
+/// Makes a panic of `submit`, which calls into the device, an error of its job.
+fn guarded(submit: impl FnOnce() -> Result<(), OffloadError>) -> Result<(), OffloadError> {
+    catch_unwind(AssertUnwindSafe(submit)).unwrap_or_else(|panic| {
+        Err(OffloadError::WorkerPanicked {
+            message: message_of(&*panic),
+        })
+    })
 }
 
 fn message_of(panic: &(dyn Any + Send)) -> String {
@@ -292,9 +309,12 @@ impl<D: Device> Feed<'_, D> {
                 }
                 Some(Message::Job(job)) => {
                     if self.is_wanted(&job) {
-                        let outcome = self.transfer.submit(&job);
-                        if let Err(error) = outcome {
-                            self.failed = Some(Self::failure_of(&job, self.of_block(&job, error)));
+                        let submit = || {
+                            let submitted = self.transfer.submit(&job);
+                            submitted.map_err(|error| self.of_block(&job, error))
+                        };
+                        if let Err(error) = guarded(submit) {
+                            self.failed = Some(Self::failure_of(&job, error));
                         }
                     }
                     self.settle(&job);
@@ -341,12 +361,13 @@ impl<D: Device> Feed<'_, D> {
 
     fn read_ahead(&mut self) {
         while !self.idle.is_empty() {
-            let Some(chunk) = self.next_chunk() else {
+            let Some((epoch, chunk)) = self.next_chunk() else {
                 return;
             };
             let staging = self.idle.pop_front().expect("just seen");
             let read = Read {
                 ordinal: self.started,
+                epoch,
                 chunk,
                 staging,
             };
@@ -355,8 +376,8 @@ impl<D: Device> Feed<'_, D> {
         }
     }
 
-    /// The next chunk to be read, over job boundaries.
-    fn next_chunk(&mut self) -> Option<Chunk> {
+    /// The next chunk to be read, over job boundaries, and the epoch of its job.
+    fn next_chunk(&mut self) -> Option<(u64, Chunk)> {
         let (mut index, mut upload_index, mut done) = self.next;
         while !self.is_read(self.jobs.get(index)?) {
             index += 1;
@@ -400,8 +421,9 @@ impl<D: Device> Feed<'_, D> {
         } else {
             done += len as u64;
         }
+        let epoch = job.epoch;
         self.next = (index, upload_index, done);
-        Some(chunk)
+        Some((epoch, chunk))
     }
 
     /// Waits for the oldest chunk being read and submits it.
@@ -432,7 +454,7 @@ impl<D: Device> Feed<'_, D> {
             unreachable!("a chunk belongs to the job in front")
         };
         if self.is_wanted(job) {
-            let outcome = self.submit(job, &chunk, &mut staging, result);
+            let outcome = guarded(|| self.submit(job, &chunk, &mut staging, result));
             if let Err(error) = outcome {
                 self.failed = Some(Self::failure_of(job, error));
             }

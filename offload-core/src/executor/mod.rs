@@ -259,13 +259,12 @@ impl<D: Device> Offload<D> {
     pub fn report(&mut self) -> Result<Report, OffloadError> {
         self.close_pass();
         self.harvest_all()?;
-        if let Some(feeder) = &self.feeder {
-            feeder.drain();
-        }
+        self.drain_feeder();
         let counters = &self.counters;
         let submitted = self.transfer.wire_bytes.load(Ordering::Relaxed);
         // Bytes of a prefetched head count as past the end until a pass takes them.
-        let past_end_bytes = counters.past_end_bytes() + self.bytes_ahead();
+        let late_bytes = self.transfer.late_bytes.load(Ordering::Relaxed);
+        let past_end_bytes = counters.past_end_bytes() + self.bytes_ahead() + late_bytes;
         Ok(Report {
             device: self.transfer.device.name(),
             arena_bytes: self.plan.arena_bytes,
@@ -317,15 +316,23 @@ impl<D: Device> Offload<D> {
         self.load(&tables)
     }
 
-    /// Gives up what was prefetched; nothing of it is submitted any more once this returns.
+    /// Gives up what was prefetched. What a worker has begun to submit still is.
     fn abandon_transfers(&mut self) {
         self.progress.cold = true;
+        self.progress.unread = true;
         self.transfer.epoch.fetch_add(1, Ordering::AcqRel);
+        if let Some(pass) = self.progress.pass_ahead() {
+            let wasted = self.transfer.pass_bytes(pass).swap(0, Ordering::Relaxed);
+            Counters::add(&self.counters.past_end_bytes, wasted);
+        }
+        self.progress.forget_head();
+    }
+
+    /// Waits until the workers have submitted or dropped all that they were handed.
+    fn drain_feeder(&self) {
         if let Some(feeder) = &self.feeder {
             feeder.drain();
         }
-        Counters::add(&self.counters.past_end_bytes, self.bytes_ahead());
-        self.progress.forget_head();
     }
 
     /// Bytes submitted for a pass that has not begun.
@@ -338,6 +345,7 @@ impl<D: Device> Offload<D> {
 
     /// Waits until the device has done everything that was submitted on the arena.
     fn drain_streams(&mut self) -> Result<(), OffloadError> {
+        self.drain_feeder();
         let mut outcome: Result<(), DeviceError> = self.mark_end();
         let Transfer {
             device,

@@ -9,8 +9,9 @@ use crate::encoding::Encoding;
 use crate::executor::Offload;
 use crate::executor::error::OffloadError;
 use crate::executor::layout::Location;
+use crate::executor::program::VisitProgram;
 use crate::executor::report::{Counters, PassReport, Span};
-use crate::executor::transfer::{Arrival, Job};
+use crate::executor::transfer::{Arrival, Job, Turn, VisitState};
 use crate::model::PassKind;
 use crate::plan::{LiveWindow, Stage, VisitPlan};
 use crate::swappable::Role;
@@ -24,7 +25,7 @@ enum Next {
 
 /// Which pass an operation is submitted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turn {
+enum Ahead {
     This,
     Next,
 }
@@ -50,6 +51,8 @@ struct OpenLease<D: Device> {
 pub(super) struct Progress<D: Device> {
     /// The next pass cannot build on what is prefetched.
     pub(super) cold: bool,
+    /// Transfers were submitted that nobody's compute waited for; the next first transfer of a pass waits for them.
+    pub(super) unread: bool,
     /// Number of the running pass, or of the next one.
     pass: u64,
     epoch: u64,
@@ -79,6 +82,8 @@ pub(super) struct Progress<D: Device> {
     unmarked: Option<(u64, D::Stream)>,
     /// Streams that read the open lease besides the compute stream, and events for them.
     readers: Vec<D::Stream>,
+    /// Of those, the ones that the compute stream could not be made to wait for yet.
+    unjoined: Vec<D::Stream>,
     reader_events: Vec<D::Event>,
 }
 
@@ -86,6 +91,7 @@ impl<D: Device> Progress<D> {
     pub(super) fn new() -> Self {
         Self {
             cold: true,
+            unread: false,
             pass: 0,
             epoch: 0,
             kind: 0,
@@ -106,6 +112,7 @@ impl<D: Device> Progress<D> {
             ended: [None, None],
             unmarked: None,
             readers: Vec::new(),
+            unjoined: Vec::new(),
             reader_events: Vec::new(),
         }
     }
@@ -114,6 +121,15 @@ impl<D: Device> Progress<D> {
     pub(super) fn pass_ahead(&self) -> Option<u64> {
         // While a pass runs `pass` is its own number, afterwards that of the next.
         self.any_head.then_some(self.pass + u64::from(self.open))
+    }
+
+    fn turn(&self) -> Turn {
+        Turn {
+            pass: self.pass,
+            epoch: self.epoch,
+            kind: self.kind,
+            previous: self.previous,
+        }
     }
 
     pub(super) fn forget_head(&mut self) {
@@ -129,6 +145,11 @@ impl<D: Device> Offload<D> {
     ) -> Result<(), OffloadError> {
         self.mark_end()?;
         self.harvest_oldest()?;
+        // While this pass runs, the next one takes over the events of the pass before the last, on which arrivals of the
+        // last depend.
+        if let Some(last) = self.progress.ended[1] {
+            self.await_last_submission(last);
+        }
         let usable = self.progress.head_kind == kind || !self.progress.any_head;
         let warm = !self.progress.cold && usable;
         if !warm {
@@ -152,10 +173,14 @@ impl<D: Device> Offload<D> {
         progress.head_kind = kind;
         progress.error = None;
         Counters::add(&self.counters.passes, 1);
-        if let Err(error) = transfer
-            .pass_begin(progress.pass)
-            .record(&transfer.device, stream)
-        {
+        // Fences name the latest reader for all before it: computes of all passes run in one order, whatever stream an
+        // engine uses for each.
+        let begun = match progress.pass.checked_sub(1) {
+            Some(before) => transfer.pass_end(before).wait(&transfer.device, stream),
+            None => Ok(()),
+        };
+        let begin = transfer.pass_begin(progress.pass);
+        if let Err(error) = begun.and_then(|()| begin.record(&transfer.device, stream)) {
             self.progress.error = Some(OffloadError::Device(error.clone()));
             self.close_pass();
             return Err(error.into());
@@ -196,6 +221,15 @@ impl<D: Device> Offload<D> {
     /// that refuses it is asked again before anything else is submitted.
     pub(super) fn mark_end(&mut self) -> Result<(), DeviceError> {
         if let Some((pass, stream)) = &self.progress.unmarked {
+            while let (Some(reader), Some(event)) = (
+                self.progress.unjoined.last(),
+                self.progress.reader_events.first(),
+            ) {
+                let device = &self.transfer.device;
+                let generation = device.record(reader, event)?;
+                device.wait(stream, event, generation)?;
+                self.progress.unjoined.pop();
+            }
             self.transfer
                 .pass_end(*pass)
                 .record(&self.transfer.device, stream)?;
@@ -218,7 +252,7 @@ impl<D: Device> Offload<D> {
                     return;
                 }
             } else {
-                self.issue(Turn::This, kind, operation.stage, operation.visit);
+                self.issue(Ahead::This, kind, operation.stage, operation.visit);
             }
             self.progress.issued += 1;
         }
@@ -233,33 +267,34 @@ impl<D: Device> Offload<D> {
             if operation.stage == Stage::Compute || operation.needs_closed_before[kind] > closed {
                 return;
             }
-            self.issue(Turn::Next, next, operation.stage, operation.visit);
+            self.issue(Ahead::Next, next, operation.stage, operation.visit);
             self.progress.head += 1;
         }
     }
 
     /// Hands an upload or decode over, unless it may depend on one that failed.
-    fn issue(&mut self, turn: Turn, kind: usize, stage: Stage, visit: usize) {
+    fn issue(&mut self, ahead: Ahead, kind: usize, stage: Stage, visit: usize) {
         let Progress {
             failed,
             epoch,
             pass,
             ..
         } = self.progress;
-        let target = if turn == Turn::This { pass } else { pass + 1 };
+        let target = if ahead == Ahead::This { pass } else { pass + 1 };
         if failed.is_some_and(|failed| failed <= (target, visit)) {
             return;
         }
         let transfer = &self.transfer;
-        let (pass, previous, issued) = match turn {
-            Turn::This => (pass, self.progress.previous, &mut self.progress.any_issued),
-            Turn::Next => (
+        let (pass, previous, issued) = match ahead {
+            Ahead::This => (pass, self.progress.previous, &mut self.progress.any_issued),
+            Ahead::Next => (
                 pass + 1,
                 Some(self.progress.kind),
                 &mut self.progress.any_head,
             ),
         };
         let first = !std::mem::replace(issued, true);
+        let behind_all = first && std::mem::take(&mut self.progress.unread);
         self.progress
             .live
             .submit(stage, &self.plan.kinds[kind].visits[visit]);
@@ -270,8 +305,13 @@ impl<D: Device> Offload<D> {
         }
         if stage == Stage::Upload {
             transfer.update(pass, kind, visit, |state| {
-                (state.pass, state.epoch, state.arrival) = (pass, epoch, Arrival::Queued);
-                state.reach = Default::default();
+                let arrival = Arrival::Queued;
+                *state = VisitState {
+                    pass,
+                    epoch,
+                    arrival,
+                    ..VisitState::default()
+                };
             });
         }
         let loaded = Arc::clone(self.loaded.as_ref().expect("passes run while loaded"));
@@ -283,6 +323,7 @@ impl<D: Device> Offload<D> {
             visit,
             previous,
             first,
+            behind_all,
             loaded,
         };
         match &self.feeder {
@@ -311,21 +352,25 @@ impl<D: Device> Offload<D> {
         let stream = self.progress.stream.clone().expect("a lease has a stream");
         let program = transfer.program(self.progress.kind, visit);
         let readers = std::mem::take(&mut self.progress.readers);
-        let end = || {
-            for (reader, event) in readers.iter().zip(&self.progress.reader_events) {
-                let generation = device.record(reader, event)?;
-                device.wait(&stream, event, generation)?;
-            }
-            let [place, remainder] = holds;
-            if let Some(hold) = place {
-                device.end_read(&stream, hold, program.is_some())?;
-            }
-            if let Some(hold) = remainder {
-                device.end_read(&stream, hold, false)?;
-            }
-            Ok(())
+        let join = |(reader, event): (&D::Stream, &D::Event)| {
+            let generation = device.record(reader, event)?;
+            device.wait(&stream, event, generation)
         };
-        let ended: Result<(), DeviceError> = end();
+        let mut ended: Result<(), DeviceError> = Ok(());
+        for (reader, event) in readers.iter().zip(&self.progress.reader_events) {
+            if let Err(error) = join((reader, event)) {
+                self.progress.unjoined.push(reader.clone());
+                ended = ended.and(Err(error));
+            }
+        }
+        // Whatever failed before: a hold that is not ended would forbid the range for good. A reader that was not joined
+        // still reads; what is written there next waits for the end of the pass, which joins it.
+        let reused = program.is_some() && ended.is_ok();
+        for (hold, reused) in holds.into_iter().zip([reused, false]) {
+            if let Some(hold) = hold {
+                ended = ended.and(device.end_read(&stream, hold, reused));
+            }
+        }
         self.progress.readers = readers;
         self.progress.readers.clear();
         let ended = ended.and_then(|()| self.release(visit, &stream));
@@ -396,7 +441,7 @@ impl<D: Device> Offload<D> {
             transfer.update(pass, kind, visit, |state| state.reach = generation);
             let after = program.after(Stage::Compute);
             transfer
-                .fence(&stream, after, pass, kind, self.progress.previous)
+                .fence(&stream, after, self.progress.turn())
                 .map_err(of_block)?;
         }
         let loaded = self.loaded.as_ref().expect("passes run while loaded");
@@ -439,6 +484,13 @@ impl<D: Device> Offload<D> {
         if visit == self.transfer.kinds[kind].blocks.len() {
             return Ok(false);
         }
+        if self.progress.failed == Some((self.progress.pass, visit)) {
+            let arrival = self.transfer.state(self.progress.pass, kind, visit).arrival;
+            if let Arrival::Failed(error) = arrival {
+                self.progress.error = Some(error.clone());
+                return Err(error);
+            }
+        }
         let stream = self
             .progress
             .stream
@@ -451,6 +503,7 @@ impl<D: Device> Offload<D> {
             return Err(error);
         }
         self.progress.next_visit += 1;
+        self.progress.unread |= self.transfer.program(kind, visit).is_some();
         Counters::add(&self.counters.skipped, 1);
         self.pump();
         Ok(true)
@@ -461,24 +514,60 @@ impl<D: Device> Offload<D> {
         let Some(ended) = self.progress.ended[0] else {
             return Ok(());
         };
-        let waited = self.timed_wait(|| {
-            self.transfer
-                .pass_end(ended.pass)
-                .synchronize(&self.transfer.device)
-        })?;
+        let waited = self.timed_wait(|| self.await_end(ended))?;
         Counters::add(&self.counters.pass_waits, 1);
         Counters::add(&self.counters.pass_wait_ns, waited);
         self.progress.ended[0] = None;
         self.harvest(ended)
     }
 
+    /// The last streamed visit of a pass that is complete, once it is submitted. Somebody who leased it waited for that
+    /// already; nobody did if it was skipped.
+    fn await_last_submission(&self, ended: Ended) -> Option<usize> {
+        let visits = &self.transfer.kinds[ended.kind].visits;
+        let last = visits
+            .iter()
+            .rposition(Option::is_some)
+            .filter(|_| ended.complete)?;
+        // One that failed has nothing under way; its error surfaces where it is needed.
+        self.transfer
+            .await_submission(ended.pass, ended.kind, last)
+            .ok()
+            .map(|_| last)
+    }
+
+    /// Waits until the device is done with a pass: with its last compute and its last arrival. Arrivals of an abandoned
+    /// pass are behind the cold start that follows.
+    fn await_end(&self, ended: Ended) -> Result<(), DeviceError> {
+        let transfer = &self.transfer;
+        transfer
+            .pass_end(ended.pass)
+            .synchronize(&transfer.device)?;
+        let Some(last) = self.await_last_submission(ended) else {
+            return Ok(());
+        };
+        let state = transfer.state(ended.pass, ended.kind, last);
+        let events = transfer.events(ended.pass, ended.kind, last);
+        let stage = transfer
+            .program(ended.kind, last)
+            .map(VisitProgram::last_stage);
+        let (event, generation) = match stage {
+            Some(Stage::Decode) => (&events.decode, state.decode),
+            _ => (&events.upload, state.upload),
+        };
+        // 0: a worker dropped it, because the pass after this one was abandoned in the meantime.
+        if generation.0 == 0 {
+            Ok(())
+        } else {
+            transfer.device.synchronize(event, generation)
+        }
+    }
+
     pub(super) fn harvest_all(&mut self) -> Result<(), OffloadError> {
         self.mark_end()?;
         for slot in 0..2 {
             if let Some(ended) = self.progress.ended[slot] {
-                self.transfer
-                    .pass_end(ended.pass)
-                    .synchronize(&self.transfer.device)?;
+                self.await_end(ended)?;
                 self.progress.ended[slot] = None;
                 self.harvest(ended)?;
             }
@@ -741,13 +830,7 @@ impl<D: Device> Lease<'_, D> {
         if let Some(program) = transfer.program(progress.kind, visit) {
             let after = program.after(Stage::Compute);
             transfer
-                .fence(
-                    stream,
-                    after,
-                    progress.pass,
-                    progress.kind,
-                    progress.previous,
-                )
+                .fence(stream, after, progress.turn())
                 .map_err(of_block)?;
         }
         Ok(())

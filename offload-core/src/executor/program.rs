@@ -159,7 +159,7 @@ pub(super) struct OperationProgram {
 pub(super) struct KindProgram<D: Device> {
     /// `None` for visits that find their block resident.
     pub(super) visits: Vec<Option<VisitProgram<D>>>,
-    /// In the order of submission.
+    /// In the order of submission, up to the last upload or decode.
     pub(super) operations: Vec<OperationProgram>,
     /// Block of each visit.
     pub(super) blocks: Vec<usize>,
@@ -271,6 +271,13 @@ pub(super) fn build<D: Device>(
                 program.after[stage_index(operation.stage)].clone_from(&operation.after);
             }
         }
+        let moves = |operation: &OperationProgram| operation.stage != Stage::Compute;
+        operations.truncate(
+            operations
+                .iter()
+                .rposition(moves)
+                .map_or(0, |last| last + 1),
+        );
         let blocks = kind_plan.visits.iter().map(|visit| visit.block).collect();
         kinds.push(KindProgram {
             visits,

@@ -116,7 +116,29 @@ pub(super) struct Job<D: Device> {
     pub(super) previous: Option<usize>,
     /// The first of its pass.
     pub(super) first: bool,
+    /// Transfers came before that nobody's compute waited for: of skipped visits, or of a pass that was abandoned.
+    pub(super) behind_all: bool,
     pub(super) loaded: Arc<Loaded<D>>,
+}
+
+/// Which pass an operation belongs to, for finding what it waits for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Turn {
+    pub(super) pass: u64,
+    pub(super) epoch: u64,
+    pub(super) kind: usize,
+    pub(super) previous: Option<usize>,
+}
+
+impl<D: Device> Job<D> {
+    fn turn(&self) -> Turn {
+        Turn {
+            pass: self.pass,
+            epoch: self.epoch,
+            kind: self.kind,
+            previous: self.previous,
+        }
+    }
 }
 
 /// What caller and feeder share.
@@ -141,6 +163,8 @@ pub(super) struct Transfer<D: Device> {
     /// Bytes submitted for visits, in all and by set.
     pub(super) wire_bytes: AtomicU64,
     pass_bytes: [AtomicU64; SETS as usize],
+    /// Bytes submitted for passes that had been abandoned by then.
+    pub(super) late_bytes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -205,6 +229,7 @@ impl<D: Device> Transfer<D> {
             epoch: AtomicU64::new(0),
             wire_bytes: AtomicU64::new(0),
             pass_bytes: Default::default(),
+            late_bytes: AtomicU64::new(0),
             device: device.clone(),
             kinds,
             names,
@@ -300,33 +325,41 @@ impl<D: Device> Transfer<D> {
     }
 
     /// Waits, on `stream`, for what `after` lists.
+    ///
+    /// What a worker still submits for a pass that was abandoned may no longer find what it depends on: later passes
+    /// use the same events. It is given up then.
     pub(super) fn fence(
         &self,
         stream: &D::Stream,
         after: &[Dependency],
-        pass: u64,
-        kind: usize,
-        previous: Option<usize>,
+        turn: Turn,
     ) -> Result<(), DeviceError> {
         for dependency in after {
             let (pass, kind) = match dependency.pass {
-                PassRef::This => (pass, kind),
-                PassRef::Previous(kind) if previous == Some(kind) => (pass - 1, kind),
+                PassRef::This => (turn.pass, turn.kind),
+                PassRef::Previous(kind) if turn.previous == Some(kind) => (turn.pass - 1, kind),
                 // The pass before was of another kind, or a cold start already waited for it.
                 PassRef::Previous(_) => continue,
             };
             let visit = dependency.visit as usize;
             let state = self.state(pass, kind, visit);
-            assert!(
-                state.pass == pass,
-                "contract: {dependency:?} of pass {pass} was not submitted"
-            );
             let events = self.events(pass, kind, visit);
             let (event, generation) = match dependency.stage {
                 Stage::Upload => (&events.upload, state.upload),
                 Stage::Decode => (&events.decode, state.decode),
                 Stage::Compute => (&events.compute, state.compute),
             };
+            if state.pass != pass || generation.0 == 0 {
+                assert!(
+                    turn.epoch != self.epoch.load(Ordering::Acquire),
+                    "contract: {dependency:?} of pass {pass} was not submitted"
+                );
+                let reason = "its pass was abandoned".to_owned();
+                return Err(DeviceError::Failed {
+                    call: "fence",
+                    reason,
+                });
+            }
             self.device.wait(stream, event, generation)?;
         }
         Ok(())
@@ -338,13 +371,13 @@ impl<D: Device> Transfer<D> {
         if job.first {
             // Passes older than the one before have ended for the host, or will have by this mark; a cold start also
             // waits for the pass before and for whatever the abandoned transfers still write.
-            let ends = if job.previous.is_none() { 1..=2 } else { 2..=2 };
+            let ends = if job.behind_all { 1..=2 } else { 2..=2 };
             for age in ends.filter(|age| *age <= job.pass) {
                 for stream in streams {
                     self.pass_end(job.pass - age).wait(device, stream)?;
                 }
             }
-            if job.previous.is_none() {
+            if job.behind_all {
                 self.upload_tail.record(device, &self.upload)?;
                 self.decode_tail.record(device, &self.decode)?;
                 self.upload_tail.wait(device, &self.decode)?;
@@ -352,7 +385,7 @@ impl<D: Device> Transfer<D> {
             }
         }
         let after = self.visit_program(job).after(Stage::Upload);
-        self.fence(&self.upload, after, job.pass, job.kind, job.previous)?;
+        self.fence(&self.upload, after, job.turn())?;
         if let Some([begin, _]) = &self.events(job.pass, job.kind, job.visit).begin {
             device.record(&self.upload, begin)?;
         }
@@ -379,9 +412,14 @@ impl<D: Device> Transfer<D> {
 
     /// Counts bytes that were submitted for `job`.
     pub(super) fn count(&self, job: &Job<D>, bytes: usize) {
+        let abandoned = job.epoch != self.epoch.load(Ordering::Acquire);
+        let of_pass = if abandoned {
+            &self.late_bytes
+        } else {
+            self.pass_bytes(job.pass)
+        };
+        of_pass.fetch_add(bytes as u64, Ordering::Relaxed);
         self.wire_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.pass_bytes(job.pass)
-            .fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Bytes submitted for the visits of a pass.
@@ -407,7 +445,7 @@ impl<D: Device> Transfer<D> {
             .expect("decodes are planned for blocks with a table");
         let events = self.events(job.pass, job.kind, job.visit);
         let after = program.after(Stage::Decode);
-        self.fence(&self.decode, after, job.pass, job.kind, job.previous)?;
+        self.fence(&self.decode, after, job.turn())?;
         if let Some([_, begin]) = &events.begin {
             device.record(&self.decode, begin)?;
         }

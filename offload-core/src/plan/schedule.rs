@@ -171,7 +171,8 @@ fn of_kind(visits: &[VisitPlan], before: &[Users]) -> Vec<Operation> {
                     } else if plan.place.is_some() {
                         after.push(own(Fence::Arrived, Stage::Upload));
                     }
-                    turns[visit as usize].push(Operation {
+                    // It opens its turn. Transfers of this and earlier visits are in earlier ones.
+                    turns[visit as usize + 1].push(Operation {
                         stage,
                         visit,
                         after,
