@@ -47,7 +47,7 @@ impl ArrivalPolicy {
         vectors: Arrival::Stored,
     };
 
-    /// What `tensor` becomes. What [`decode`](crate::decode) does not know, such as integers, is no weight and always
+    /// What `tensor` becomes. What [`decode`] does not know, such as integers, is no weight and always
     /// arrives as stored.
     #[must_use]
     pub fn arrived(&self, tensor: &TensorSpec) -> Encoding {
