@@ -7,8 +7,8 @@
 //! A job is the upload or the decode of one visit. The feeder cuts uploads into chunks of a staging buffer and keeps all
 //! buffers reading ahead, over job boundaries; it submits chunks, and the jobs that need no buffer, in order. A buffer
 //! returns to the readers with its copy still under way: the reader that fills it next waits for that, and the oldest
-//! copy is taken first. Every channel is bounded by the number of buffers or of visits, so a slow device slows the
-//! readers.
+//! copy is taken first. Reads are bounded by the number of buffers and jobs by the visits of two passes, so a slow device
+//! slows the readers.
 
 use std::any::Any;
 use std::collections::VecDeque;

@@ -2,25 +2,31 @@
 //!
 //! [`Offload`] owns the arena and the streams; [`Pass`] walks a visit list and hands out one [`Lease`] at a time. What
 //! has to wait for what is in the plan's operations: the executor submits each operation as early as its predecessors
-//! are submitted, and otherwise only translates dependencies into event waits. It adds three rules of its own:
+//! are submitted, and otherwise only translates dependencies into event waits. It adds four rules of its own:
 //!
 //! - *Cold start.* The first pass, and a pass after one that was abandoned, failed, or prefetched for another kind,
 //!   starts behind everything the streams still hold, and its dependencies on the pass before are void.
-//! - *One pass ahead.* The beginning of pass p waits on the host for the end of pass p-2; its first upload waits on
-//!   the device for that too. So no dependency reaches back further than one pass.
+//! - *One pass ahead.* The beginning of pass p waits on the host until the device is done with pass p-2, its arrivals
+//!   included, and until the arrivals of p-1 are submitted; its first upload waits on the device for p-2 too. So no
+//!   dependency reaches back further than one pass.
+//! - *One order.* A pass computes behind the end of the one before, whatever streams an engine uses for them: a
+//!   dependency names the latest reader and means all before it.
 //! - *Skips.* A skipped visit records its compute event where it would have computed, so whoever waits for it waits for
-//!   everything that did compute.
+//!   everything that did compute. Nobody's compute waited for its arrival, so the next pass that moves anything starts
+//!   its transfers behind all that the streams hold.
 
 mod builder;
 mod costs;
 mod error;
 mod feeder;
 mod layout;
+mod lease;
 mod load;
 mod pass;
 mod program;
 mod report;
 mod transfer;
+mod walk;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,7 +38,8 @@ pub use costs::Costs;
 pub use error::OffloadError;
 pub use feeder::StagingBuffers;
 pub use layout::{Arrival, ArrivalPolicy};
-pub use pass::{ArrivedTensor, Lease, Pass};
+pub use lease::{ArrivedTensor, Lease};
+pub use pass::Pass;
 pub use report::{Counters, PassReport, Report, Span};
 
 use crate::device::{Device, DeviceError};
@@ -41,10 +48,10 @@ use crate::plan::Plan;
 use crate::source::{Source, SourceFile};
 use feeder::Feeder;
 use layout::BlockLayout;
-use pass::Progress;
 use program::PinnedSources;
 use report::History;
 use transfer::{Loaded, Transfer};
+use walk::Progress;
 
 /// Offloading of one model on one device.
 #[derive(Debug)]
@@ -92,7 +99,8 @@ impl<D: Device> Offload<D> {
         let (kinds, tables) = program::build::<D>(&model, &layouts, &pinned, &plan);
         let streamed = || kinds.iter().flat_map(|kind| kind.visits.iter().flatten());
         let staged = !streamed().all(program::VisitProgram::is_pinned);
-        let jobs_ahead = 2 * kinds
+        // Uploads and decodes of two passes: handing one over never waits.
+        let jobs_ahead = 4 * kinds
             .iter()
             .map(|kind| kind.visits.len())
             .max()

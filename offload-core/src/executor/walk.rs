@@ -1,0 +1,645 @@
+//! Where the executor stands in its passes: what is submitted when, and what waits for what.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::device::{Device, DeviceError};
+use crate::executor::Offload;
+use crate::executor::error::OffloadError;
+use crate::executor::program::VisitProgram;
+use crate::executor::report::{Counters, PassReport, Span};
+use crate::executor::transfer::{Arrival, Job, Turn, VisitState};
+use crate::plan::{LiveWindow, Stage};
+
+/// What follows the running pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Kind(usize),
+    Nothing,
+}
+
+/// Which pass an operation is submitted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ahead {
+    This,
+    Next,
+}
+
+/// A pass that has ended for the host and maybe not for the device.
+#[derive(Debug, Clone, Copy)]
+struct Ended {
+    pass: u64,
+    epoch: u64,
+    kind: usize,
+    cold: bool,
+    complete: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct OpenLease<D: Device> {
+    pub(super) visit: usize,
+    pub(super) holds: [Option<D::Hold>; 2],
+}
+
+/// Where the executor stands. Kept here and not in [`Pass`], so that a forgotten pass loses nothing.
+#[derive(Debug)]
+pub(super) struct Progress<D: Device> {
+    /// The next pass cannot build on what is prefetched.
+    pub(super) cold: bool,
+    /// Transfers were submitted that nobody's compute waited for; the next first transfer of a pass waits for them.
+    pub(super) unread: bool,
+    /// Number of the running pass, or of the next one.
+    pub(super) pass: u64,
+    epoch: u64,
+    pub(super) kind: usize,
+    stream: Option<D::Stream>,
+    open: bool,
+    /// The kind of the pass before, if this one follows it warm.
+    previous: Option<usize>,
+    pub(super) next_visit: usize,
+    pub(super) lease: Option<OpenLease<D>>,
+    /// Operations of the running pass up to here are issued.
+    issued: usize,
+    any_issued: bool,
+    pub(super) next: Next,
+    /// Operations of the next pass up to here are issued, of this kind.
+    head: usize,
+    head_kind: usize,
+    any_head: bool,
+    live: LiveWindow,
+    /// The error of this pass, once it surfaced.
+    error: Option<OffloadError>,
+    /// The pass and visit of an arrival that failed. Its error surfaces there; earlier visits still arrive.
+    failed: Option<(u64, usize)>,
+    /// The last passes that ended, older first, until their times are taken.
+    ended: [Option<Ended>; 2],
+    /// A pass whose end is not marked yet, and its stream.
+    unmarked: Option<(u64, D::Stream)>,
+    /// Streams that read the open lease besides the compute stream, and events for them.
+    pub(super) readers: Vec<D::Stream>,
+    /// Of those, the ones that the compute stream could not be made to wait for yet.
+    unjoined: Vec<D::Stream>,
+    pub(super) reader_events: Vec<D::Event>,
+}
+
+impl<D: Device> Progress<D> {
+    pub(super) fn new() -> Self {
+        Self {
+            cold: true,
+            unread: false,
+            pass: 0,
+            epoch: 0,
+            kind: 0,
+            stream: None,
+            open: false,
+            previous: None,
+            next_visit: 0,
+            lease: None,
+            issued: 0,
+            any_issued: false,
+            next: Next::Kind(0),
+            head: 0,
+            head_kind: 0,
+            any_head: false,
+            live: LiveWindow::default(),
+            error: None,
+            failed: None,
+            ended: [None, None],
+            unmarked: None,
+            readers: Vec::new(),
+            unjoined: Vec::new(),
+            reader_events: Vec::new(),
+        }
+    }
+
+    /// The pass for which a head was brought that no pass has taken yet.
+    pub(super) fn pass_ahead(&self) -> Option<u64> {
+        // While a pass runs `pass` is its own number, afterwards that of the next.
+        self.any_head.then_some(self.pass + u64::from(self.open))
+    }
+
+    pub(super) fn turn(&self) -> Turn {
+        Turn {
+            pass: self.pass,
+            epoch: self.epoch,
+            kind: self.kind,
+            previous: self.previous,
+        }
+    }
+
+    pub(super) fn forget_head(&mut self) {
+        (self.head, self.any_head) = (0, false);
+    }
+}
+
+impl<D: Device> Offload<D> {
+    pub(super) fn begin_pass(
+        &mut self,
+        kind: usize,
+        stream: &D::Stream,
+    ) -> Result<(), OffloadError> {
+        self.mark_end()?;
+        self.harvest_oldest()?;
+        // While this pass runs, the next one takes over the events of the pass before the last, on which arrivals of the
+        // last depend.
+        if let Some(last) = self.progress.ended[1] {
+            self.await_last_submission(last);
+        }
+        let usable = self.progress.head_kind == kind || !self.progress.any_head;
+        let warm = !self.progress.cold && usable;
+        if !warm {
+            self.abandon_transfers();
+            self.progress.live = LiveWindow::default();
+            self.progress.failed = None;
+        }
+        let transfer = Arc::clone(&self.transfer);
+        let progress = &mut self.progress;
+        progress.epoch = transfer.epoch.load(Ordering::Acquire);
+        progress.previous = warm.then_some(progress.kind);
+        progress.kind = kind;
+        progress.stream = Some(stream.clone());
+        progress.open = true;
+        progress.cold = false;
+        progress.next_visit = 0;
+        progress.issued = progress.head;
+        progress.any_issued = progress.any_head;
+        progress.forget_head();
+        progress.next = Next::Kind(kind);
+        progress.head_kind = kind;
+        progress.error = None;
+        Counters::add(&self.counters.passes, 1);
+        // Fences name the latest reader for all before it: computes of all passes run in one order, whatever stream an
+        // engine uses for each.
+        let begun = match progress.pass.checked_sub(1) {
+            Some(before) => transfer.pass_end(before).wait(&transfer.device, stream),
+            None => Ok(()),
+        };
+        let begin = transfer.pass_begin(progress.pass);
+        if let Err(error) = begun.and_then(|()| begin.record(&transfer.device, stream)) {
+            self.progress.error = Some(OffloadError::Device(error.clone()));
+            self.close_pass();
+            return Err(error.into());
+        }
+        self.pump();
+        Ok(())
+    }
+
+    /// Ends the running pass, if there is one: as complete if every visit is closed, else as abandoned.
+    pub(super) fn close_pass(&mut self) {
+        if !self.progress.open {
+            return;
+        }
+        self.close_lease();
+        let transfer = Arc::clone(&self.transfer);
+        let progress = &mut self.progress;
+        progress.open = false;
+        let stream = progress.stream.take().expect("an open pass has a stream");
+        progress.unmarked = Some((progress.pass, stream));
+        let complete = progress.next_visit == transfer.kinds[progress.kind].blocks.len()
+            && progress.error.is_none();
+        progress.ended[0] = progress.ended[1].replace(Ended {
+            pass: progress.pass,
+            epoch: progress.epoch,
+            kind: progress.kind,
+            cold: progress.previous.is_none(),
+            complete,
+        });
+        progress.pass += 1;
+        let marked = self.mark_end();
+        if !complete || marked.is_err() {
+            self.abandon_transfers();
+            self.progress.live = LiveWindow::default();
+        }
+    }
+
+    /// Marks the end of the last pass on its stream. Whatever overwrites its blocks waits for the mark, so a device
+    /// that refuses it is asked again before anything else is submitted.
+    pub(super) fn mark_end(&mut self) -> Result<(), DeviceError> {
+        if let Some((pass, stream)) = &self.progress.unmarked {
+            while let (Some(reader), Some(event)) = (
+                self.progress.unjoined.last(),
+                self.progress.reader_events.first(),
+            ) {
+                let device = &self.transfer.device;
+                let generation = device.record(reader, event)?;
+                device.wait(stream, event, generation)?;
+                self.progress.unjoined.pop();
+            }
+            self.transfer
+                .pass_end(*pass)
+                .record(&self.transfer.device, stream)?;
+            self.progress.unmarked = None;
+        }
+        Ok(())
+    }
+
+    /// Submits uploads and decodes as far as the plan's order allows: the rest of this pass, then the head of the next.
+    fn pump(&mut self) {
+        if self.progress.error.is_some() {
+            return; // what comes next may wait for an event that was not recorded
+        }
+        let transfer = Arc::clone(&self.transfer);
+        let closed = self.progress.next_visit - usize::from(self.progress.lease.is_some());
+        let kind = self.progress.kind;
+        while let Some(operation) = transfer.kinds[kind].operations.get(self.progress.issued) {
+            if operation.stage == Stage::Compute {
+                if operation.visit >= closed {
+                    return;
+                }
+            } else {
+                self.issue(Ahead::This, kind, operation.stage, operation.visit);
+            }
+            self.progress.issued += 1;
+        }
+        let Next::Kind(next) = self.progress.next else {
+            return;
+        };
+        if next != self.progress.head_kind && self.progress.head > 0 {
+            return; // the head already holds another kind: the next pass starts cold
+        }
+        self.progress.head_kind = next;
+        while let Some(operation) = transfer.kinds[next].operations.get(self.progress.head) {
+            if operation.stage == Stage::Compute || operation.needs_closed_before[kind] > closed {
+                return;
+            }
+            self.issue(Ahead::Next, next, operation.stage, operation.visit);
+            self.progress.head += 1;
+        }
+    }
+
+    /// Hands an upload or decode over, unless it may depend on one that failed.
+    fn issue(&mut self, ahead: Ahead, kind: usize, stage: Stage, visit: usize) {
+        let Progress {
+            failed,
+            epoch,
+            pass,
+            ..
+        } = self.progress;
+        let target = if ahead == Ahead::This { pass } else { pass + 1 };
+        if failed.is_some_and(|failed| failed <= (target, visit)) {
+            return;
+        }
+        let transfer = &self.transfer;
+        let (pass, previous, issued) = match ahead {
+            Ahead::This => (pass, self.progress.previous, &mut self.progress.any_issued),
+            Ahead::Next => (
+                pass + 1,
+                Some(self.progress.kind),
+                &mut self.progress.any_head,
+            ),
+        };
+        let first = !std::mem::replace(issued, true);
+        let behind_all = first && std::mem::take(&mut self.progress.unread);
+        self.progress
+            .live
+            .submit(stage, &self.plan.kinds[kind].visits[visit]);
+        self.counters
+            .set_live(self.fixed_bytes() + self.progress.live.now());
+        if first {
+            transfer.pass_bytes(pass).store(0, Ordering::Relaxed);
+        }
+        if stage == Stage::Upload {
+            transfer.update(pass, kind, visit, |state| {
+                let arrival = Arrival::Queued;
+                *state = VisitState {
+                    pass,
+                    epoch,
+                    arrival,
+                    ..VisitState::default()
+                };
+            });
+        }
+        let loaded = Arc::clone(self.loaded.as_ref().expect("passes run while loaded"));
+        let job = Job {
+            stage,
+            pass,
+            epoch,
+            kind,
+            visit,
+            previous,
+            first,
+            behind_all,
+            loaded,
+        };
+        match &self.feeder {
+            Some(feeder) => feeder.send(job),
+            None => {
+                let outcome = transfer.submit(&job);
+                if outcome.is_err() {
+                    self.progress.failed = Some((pass, visit));
+                }
+                let block = transfer.block_name(kind, visit);
+                transfer.settle(
+                    &job,
+                    outcome.map_err(|error| OffloadError::of_block(block, error)),
+                );
+            }
+        }
+    }
+
+    /// Ends the open lease, if there is one: the block was read up to here.
+    pub(super) fn close_lease(&mut self) {
+        let Some(OpenLease { visit, holds }) = self.progress.lease.take() else {
+            return;
+        };
+        let transfer = Arc::clone(&self.transfer);
+        let device = &transfer.device;
+        let stream = self.progress.stream.clone().expect("a lease has a stream");
+        let program = transfer.program(self.progress.kind, visit);
+        let readers = std::mem::take(&mut self.progress.readers);
+        let join = |(reader, event): (&D::Stream, &D::Event)| {
+            let generation = device.record(reader, event)?;
+            device.wait(&stream, event, generation)
+        };
+        let mut ended: Result<(), DeviceError> = Ok(());
+        for (reader, event) in readers.iter().zip(&self.progress.reader_events) {
+            if let Err(error) = join((reader, event)) {
+                self.progress.unjoined.push(reader.clone());
+                ended = ended.and(Err(error));
+            }
+        }
+        // Whatever failed before: a hold that is not ended would forbid the range for good. A reader that was not joined
+        // still reads; what is written there next waits for the end of the pass, which joins it.
+        let reused = program.is_some() && ended.is_ok();
+        for (hold, reused) in holds.into_iter().zip([reused, false]) {
+            if let Some(hold) = hold {
+                ended = ended.and(device.end_read(&stream, hold, reused));
+            }
+        }
+        self.progress.readers = readers;
+        self.progress.readers.clear();
+        let ended = ended.and_then(|()| self.release(visit, &stream));
+        if let Err(error) = ended {
+            let block = transfer.block_name(self.progress.kind, visit);
+            self.progress
+                .error
+                .get_or_insert(OffloadError::of_block(block, error));
+        }
+        self.pump();
+    }
+
+    /// Records that the compute stream is done with a visit, or passed over it.
+    fn release(&mut self, visit: usize, stream: &D::Stream) -> Result<(), DeviceError> {
+        let transfer = &self.transfer;
+        let (pass, kind) = (self.progress.pass, self.progress.kind);
+        if transfer.program(kind, visit).is_none() {
+            return Ok(());
+        }
+        let event = &transfer.events(pass, kind, visit).compute;
+        let generation = transfer.device.record(stream, event)?;
+        transfer.update(pass, kind, visit, |state| state.compute = generation);
+        self.progress
+            .live
+            .submit(Stage::Compute, &self.plan.kinds[kind].visits[visit]);
+        self.counters
+            .set_live(self.fixed_bytes() + self.progress.live.now());
+        Ok(())
+    }
+
+    pub(super) fn acquire(&mut self) -> Result<bool, OffloadError> {
+        self.close_lease();
+        if let Some(error) = &self.progress.error {
+            return Err(error.clone());
+        }
+        let visit = self.progress.next_visit;
+        if visit == self.transfer.kinds[self.progress.kind].blocks.len() {
+            return Ok(false);
+        }
+        match self.open_lease(visit) {
+            Ok(()) => {
+                self.progress.next_visit += 1;
+                Counters::add(&self.counters.visits, 1);
+                Ok(true)
+            }
+            Err(error) => {
+                self.progress.error = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    fn open_lease(&mut self, visit: usize) -> Result<(), OffloadError> {
+        let transfer = Arc::clone(&self.transfer);
+        let (device, pass, kind) = (&transfer.device, self.progress.pass, self.progress.kind);
+        let stream = self
+            .progress
+            .stream
+            .clone()
+            .expect("an open pass has a stream");
+        let block = transfer.kinds[kind].blocks[visit];
+        let of_block = |error| OffloadError::of_block(&transfer.names[block], error);
+        if let Some(program) = transfer.program(kind, visit) {
+            self.await_arrival(pass, kind, visit)?;
+            let generation = device
+                .record(&stream, &transfer.events(pass, kind, visit).reach)
+                .map_err(of_block)?;
+            transfer.update(pass, kind, visit, |state| state.reach = generation);
+            let after = program.after(Stage::Compute);
+            transfer
+                .fence(&stream, after, self.progress.turn())
+                .map_err(of_block)?;
+        }
+        let loaded = self.loaded.as_ref().expect("passes run while loaded");
+        let plan = &self.plan.blocks[block];
+        let place = self.plan.kinds[kind].visits[visit].place.or(plan.resident);
+        let mut holds = [None, None];
+        for (index, range) in [place, plan.remainder].into_iter().enumerate() {
+            let Some(range) = range else { continue };
+            match device.begin_read(&stream, &loaded.arena, range.range()) {
+                Ok(hold) => holds[index] = Some(hold),
+                Err(error) => {
+                    // The visit is not leased, so nobody else would end what was begun.
+                    for hold in holds.into_iter().flatten() {
+                        let _ = device.end_read(&stream, hold, false);
+                    }
+                    return Err(of_block(error));
+                }
+            }
+        }
+        self.progress.lease = Some(OpenLease { visit, holds });
+        Ok(())
+    }
+
+    fn await_arrival(&self, pass: u64, kind: usize, visit: usize) -> Result<(), OffloadError> {
+        let begin = std::time::Instant::now();
+        if self.transfer.await_submission(pass, kind, visit)? {
+            let ns = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            Counters::add(&self.counters.submission_waits, 1);
+            Counters::add(&self.counters.submission_wait_ns, ns);
+        }
+        Ok(())
+    }
+
+    pub(super) fn skip(&mut self) -> Result<bool, OffloadError> {
+        self.close_lease();
+        if let Some(error) = &self.progress.error {
+            return Err(error.clone());
+        }
+        let (kind, visit) = (self.progress.kind, self.progress.next_visit);
+        if visit == self.transfer.kinds[kind].blocks.len() {
+            return Ok(false);
+        }
+        if self.progress.failed == Some((self.progress.pass, visit)) {
+            let arrival = self.transfer.state(self.progress.pass, kind, visit).arrival;
+            if let Arrival::Failed(error) = arrival {
+                self.progress.error = Some(error.clone());
+                return Err(error);
+            }
+        }
+        let stream = self
+            .progress
+            .stream
+            .clone()
+            .expect("an open pass has a stream");
+        // Its arrival was issued, because everything it depends on is closed; only its reader is missing.
+        if let Err(error) = self.release(visit, &stream) {
+            let error = OffloadError::of_block(self.transfer.block_name(kind, visit), error);
+            self.progress.error = Some(error.clone());
+            return Err(error);
+        }
+        self.progress.next_visit += 1;
+        self.progress.unread |= self.transfer.program(kind, visit).is_some();
+        Counters::add(&self.counters.skipped, 1);
+        self.pump();
+        Ok(true)
+    }
+
+    /// Waits for the pass before the last, and takes its times.
+    fn harvest_oldest(&mut self) -> Result<(), OffloadError> {
+        let Some(ended) = self.progress.ended[0] else {
+            return Ok(());
+        };
+        let waited = self.timed_wait(|| self.await_end(ended))?;
+        Counters::add(&self.counters.pass_waits, 1);
+        Counters::add(&self.counters.pass_wait_ns, waited);
+        self.progress.ended[0] = None;
+        self.harvest(ended)
+    }
+
+    /// The last streamed visit of a pass that is complete, once it is submitted. Somebody who leased it waited for that
+    /// already; nobody did if it was skipped.
+    fn await_last_submission(&self, ended: Ended) -> Option<usize> {
+        let visits = &self.transfer.kinds[ended.kind].visits;
+        let last = visits
+            .iter()
+            .rposition(Option::is_some)
+            .filter(|_| ended.complete)?;
+        // One that failed has nothing under way; its error surfaces where it is needed.
+        self.transfer
+            .await_submission(ended.pass, ended.kind, last)
+            .ok()
+            .map(|_| last)
+    }
+
+    /// Waits until the device is done with a pass: with its last compute and its last arrival. Arrivals of an abandoned
+    /// pass are behind the cold start that follows.
+    fn await_end(&self, ended: Ended) -> Result<(), DeviceError> {
+        let transfer = &self.transfer;
+        transfer
+            .pass_end(ended.pass)
+            .synchronize(&transfer.device)?;
+        let Some(last) = self.await_last_submission(ended) else {
+            return Ok(());
+        };
+        let state = transfer.state(ended.pass, ended.kind, last);
+        let events = transfer.events(ended.pass, ended.kind, last);
+        let stage = transfer
+            .program(ended.kind, last)
+            .map(VisitProgram::last_stage);
+        let (event, generation) = match stage {
+            Some(Stage::Decode) => (&events.decode, state.decode),
+            _ => (&events.upload, state.upload),
+        };
+        // 0: a worker dropped it, because the pass after this one was abandoned in the meantime.
+        if generation.0 == 0 {
+            Ok(())
+        } else {
+            transfer.device.synchronize(event, generation)
+        }
+    }
+
+    pub(super) fn harvest_all(&mut self) -> Result<(), OffloadError> {
+        self.mark_end()?;
+        for slot in 0..2 {
+            if let Some(ended) = self.progress.ended[slot] {
+                self.await_end(ended)?;
+                self.progress.ended[slot] = None;
+                self.harvest(ended)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn harvest(&mut self, ended: Ended) -> Result<(), OffloadError> {
+        let Ended {
+            pass,
+            kind,
+            cold,
+            complete,
+            epoch,
+        } = ended;
+        if !complete {
+            // It may have ended before its events were recorded.
+            Counters::add(&self.counters.abandoned, 1);
+            return Ok(());
+        }
+        let transfer = Arc::clone(&self.transfer);
+        let device = &transfer.device;
+        let pass_s = device.elapsed(
+            &transfer.pass_begin(pass).event,
+            &transfer.pass_end(pass).event,
+        )?;
+        let mut stall_s = 0.0;
+        for visit in 0..transfer.kinds[kind].visits.len() {
+            let Some(program) = transfer.program(kind, visit) else {
+                continue;
+            };
+            let state = transfer.state(pass, kind, visit);
+            if (state.pass, state.epoch) != (pass, epoch) || state.reach.0 == 0 {
+                continue; // skipped, or never reached
+            }
+            let events = transfer.events(pass, kind, visit);
+            let arrived = if program.table.is_some() {
+                &events.decode
+            } else {
+                &events.upload
+            };
+            let stalled = device.elapsed(&events.reach, arrived)?.max(0.0);
+            stall_s += stalled;
+            if let (Some(origin), Some([upload, decode])) = (&self.origin, &events.begin) {
+                let block = transfer.block_name(kind, visit);
+                let mut span = |stage, from: &D::Event, to: &D::Event, shift: f64| {
+                    let begin_s = device.elapsed(origin, from)? + shift;
+                    let end_s = device.elapsed(origin, to)?;
+                    let block = block.to_owned();
+                    self.history.spans.push(Span {
+                        stage,
+                        block,
+                        pass,
+                        begin_s,
+                        end_s,
+                    });
+                    Ok::<_, DeviceError>(())
+                };
+                span("upload", upload, &events.upload, 0.0)?;
+                if program.table.is_some() {
+                    span("decode", decode, &events.decode, 0.0)?;
+                }
+                if stalled > 0.0 {
+                    span("stall", &events.reach, arrived, 0.0)?;
+                }
+                if state.compute.0 > 0 {
+                    span("compute", &events.reach, &events.compute, stalled)?;
+                }
+            }
+        }
+        self.history.push(PassReport {
+            pass,
+            kind,
+            pass_s,
+            stall_s,
+            cold,
+        });
+        Ok(())
+    }
+}
