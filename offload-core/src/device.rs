@@ -3,10 +3,9 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
-use bytes::Bytes;
-
 use crate::encoding::Encoding;
 use crate::plan::Place;
+use crate::source::Source;
 
 /// Why a device refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,6 +76,49 @@ pub struct DecodeTable {
     pub staging: Option<Place>,
 }
 
+/// How a device reads a source in place: the rungs of the ladder of host memory that need no staging buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rung {
+    /// Memory that was page-locked already, or needs no locking.
+    Memory,
+    /// The file's mapping, page-locked where it lies in the page cache: no second image in RAM.
+    Mapping,
+    /// A page-locked copy of the file's range.
+    Copy,
+}
+
+/// What became of an attempt to pin a source.
+#[derive(Debug, Clone)]
+pub enum Pinning<P> {
+    /// The device reads it in place from now on.
+    Pinned {
+        /// The handle to upload from.
+        pinned: P,
+        /// How.
+        rung: Rung,
+    },
+    /// Not now; asking again may help.
+    Later {
+        /// Why, for people.
+        reason: String,
+    },
+    /// It has to be staged, always.
+    Staged {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+impl<P> Pinning<P> {
+    /// The handle, if it was pinned.
+    pub fn pinned(self) -> Option<P> {
+        match self {
+            Self::Pinned { pinned, .. } => Some(pinned),
+            Self::Later { .. } | Self::Staged { .. } => None,
+        }
+    }
+}
+
 /// A backend: memory, streams, events and copies.
 ///
 /// Handles belong to the device that made them. Handing one to another device is a breach of contract.
@@ -97,6 +139,8 @@ pub struct DecodeTable {
 ///   until the copy is done, whatever the caller drops or forgets.
 /// - Memory of an arena is freed once the arena was dropped and everything submitted on it is done. Arena contents are
 ///   undefined until written.
+/// - Dropping an arena, a program, a staging buffer or pinned memory is allowed at any time. The drop may wait for what
+///   was submitted with it.
 /// - An arena begins at a multiple of [`PLACE_ALIGN`](crate::plan::PLACE_ALIGN) bytes on the device.
 /// - An allocation that does not fit is [`DeviceError::OutOfMemory`] and leaves everything else usable.
 /// - Within submission ([`upload_pinned`](Self::upload_pinned), [`upload_staged`](Self::upload_staged),
@@ -141,11 +185,13 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
     /// When host memory or the right to lock it is short.
     fn allocate_staging(&self, bytes: usize) -> Result<Self::Staging, DeviceError>;
 
-    /// Makes host memory readable by the device in place, or says `None` if it has to be staged.
+    /// Makes a source readable by the device in place, or says why it has to be staged.
+    ///
+    /// May take long: it may lock or copy as much memory as the source is long. Called from any thread.
     ///
     /// # Errors
     /// When the device does not answer.
-    fn pin(&self, bytes: &Bytes) -> Result<Option<Self::Pinned>, DeviceError>;
+    fn pin(&self, source: &Source) -> Result<Pinning<Self::Pinned>, DeviceError>;
 
     /// Makes a stream that runs beside all others.
     ///
@@ -197,20 +243,20 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
         source: Range<usize>,
     ) -> Result<(), DeviceError>;
 
-    /// Copies the first `len` bytes of `staging` to `offset` of the arena.
+    /// Copies `source` of `staging` to `offset` of the arena.
     ///
     /// # Errors
     /// When the device refuses.
     ///
     /// # Panics
-    /// When `len` is more than the buffer holds or the destination is outside the arena.
+    /// When either range is outside.
     fn upload_staged(
         &self,
         stream: &Self::Stream,
         arena: &Self::Arena,
         offset: u64,
         staging: &mut Self::Staging,
-        len: usize,
+        source: Range<usize>,
     ) -> Result<(), DeviceError>;
 
     /// Runs table `table` of `program`.

@@ -72,7 +72,7 @@ fn overlapping_accesses_break_the_device_and_name_both() {
     let mut staging = device.allocate_staging(256).unwrap();
     device.staging_bytes(&mut staging).unwrap().fill(1);
     device
-        .upload_staged(&stream, &arena, 500, &mut staging, 256)
+        .upload_staged(&stream, &arena, 500, &mut staging, 0..256)
         .unwrap();
     // The buffer never comes back: the stream met the breach.
     let error = device.staging_bytes(&mut staging).unwrap_err().to_string();

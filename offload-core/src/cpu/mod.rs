@@ -19,7 +19,8 @@ pub use shared::LiveCounts;
 pub use stream::{CpuEvent, CpuStream};
 pub use transfer::{CpuPinned, CpuStaging};
 
-use crate::device::{DecodeTable, Device, DeviceError, DeviceMemory, Generation};
+use crate::device::{DecodeTable, Device, DeviceError, DeviceMemory, Generation, Pinning, Rung};
+use crate::source::Source;
 use arena::Memory;
 use shared::{Options, Shared};
 use stream::Operation;
@@ -47,6 +48,12 @@ impl CpuDeviceBuilder {
     /// Whether host memory is read in place (the default) or has to be staged.
     pub fn pins(mut self, pins: bool) -> Self {
         self.options.pins = pins;
+        self
+    }
+
+    /// Whether [`pin`](Device::pin) copies ranges of files to memory. Default: no, they are staged.
+    pub fn copies_files(mut self, copies: bool) -> Self {
+        self.options.copies_files = copies;
         self
     }
 
@@ -83,6 +90,7 @@ impl CpuDevice {
         let options = Options {
             memory_bytes: u64::MAX,
             pins: true,
+            copies_files: false,
             poison: false,
             jitter: None,
         };
@@ -186,13 +194,28 @@ impl Device for CpuDevice {
         Ok(CpuStaging::new(&self.shared, bytes))
     }
 
-    fn pin(&self, bytes: &Bytes) -> Result<Option<CpuPinned>, DeviceError> {
+    fn pin(&self, source: &Source) -> Result<Pinning<CpuPinned>, DeviceError> {
         self.shared.check()?;
-        Ok(self
-            .shared
-            .options
-            .pins
-            .then(|| CpuPinned::new(&self.shared, bytes)))
+        let options = &self.shared.options;
+        let (bytes, rung) = match source {
+            Source::Memory(bytes) if options.pins => (bytes.clone(), Rung::Memory),
+            Source::File { .. } if options.copies_files => {
+                let mut copy = vec![0; usize::try_from(source.len()).unwrap_or(usize::MAX)];
+                match source.read(0, &mut copy) {
+                    Ok(()) => (Bytes::from(copy), Rung::Copy),
+                    Err(error) => {
+                        let reason = error.to_string();
+                        return Ok(Pinning::Later { reason });
+                    }
+                }
+            }
+            _ => {
+                let reason = "this device was told to stage it".to_owned();
+                return Ok(Pinning::Staged { reason });
+            }
+        };
+        let pinned = CpuPinned::new(&self.shared, bytes);
+        Ok(Pinning::Pinned { pinned, rung })
     }
 
     fn create_stream(&self, name: &str) -> Result<CpuStream, DeviceError> {
@@ -246,18 +269,18 @@ impl Device for CpuDevice {
         arena: &CpuArena,
         offset: u64,
         staging: &mut CpuStaging,
-        len: usize,
+        source: Range<usize>,
     ) -> Result<(), DeviceError> {
-        check_upload(arena, offset, len);
+        check_upload(arena, offset, source.len());
         staging.reclaim(&self.shared)?;
-        let buffer = staging.take(len);
+        let buffer = staging.take(&source);
         let (memory, slot) = (Arc::clone(&arena.memory), Arc::clone(&staging.slot));
         stream.submit(Operation::UploadStaged {
             memory,
             offset,
             slot,
             buffer,
-            len,
+            source,
         })
     }
 

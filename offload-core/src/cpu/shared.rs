@@ -13,6 +13,7 @@ use crate::device::DeviceError;
 pub(super) struct Options {
     pub(super) memory_bytes: u64,
     pub(super) pins: bool,
+    pub(super) copies_files: bool,
     pub(super) poison: bool,
     pub(super) jitter: Option<u64>,
 }

@@ -76,7 +76,7 @@ pub(super) enum Operation {
         offset: u64,
         slot: Arc<Slot>,
         buffer: Box<[u8]>,
-        len: usize,
+        source: Range<usize>,
     },
     Decode {
         memory: Arc<Memory>,
@@ -129,11 +129,11 @@ impl Operation {
                 offset,
                 slot,
                 buffer,
-                len,
+                source,
             } => {
-                let range = offset..offset + len as u64;
+                let range = offset..offset + source.len() as u64;
                 memory.write(&range, Holder::Upload, |to| {
-                    to.copy_from_slice(&buffer[..len])
+                    to.copy_from_slice(&buffer[source])
                 });
                 *slot.buffer.lock() = Some(buffer);
                 shared.announce();

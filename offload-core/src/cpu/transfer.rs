@@ -1,6 +1,7 @@
 //! Host memory that uploads read, and decoding inside the arena.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,10 +20,10 @@ pub struct CpuPinned {
 }
 
 impl CpuPinned {
-    pub(super) fn new(shared: &Arc<Shared>, bytes: &Bytes) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>, bytes: Bytes) -> Self {
         let count = Arc::new(Counted::new(shared, |counts| &counts.pinned));
         Self {
-            bytes: bytes.clone(),
+            bytes,
             _count: count,
         }
     }
@@ -65,10 +66,10 @@ impl CpuStaging {
         Ok(self.held.as_mut().expect("just reclaimed"))
     }
 
-    pub(super) fn take(&mut self, len: usize) -> Box<[u8]> {
+    pub(super) fn take(&mut self, source: &Range<usize>) -> Box<[u8]> {
         assert!(
-            len <= self.bytes,
-            "contract: upload of {len} bytes from staging of {}",
+            source.end <= self.bytes,
+            "contract: upload of {source:?} from staging of {} bytes",
             self.bytes
         );
         self.held

@@ -491,9 +491,13 @@ impl<D: Device> Feed<'_, D> {
                 transfer.upload_pinned(job)?;
             }
             let (stream, arena) = (&transfer.upload, &job.loaded.arena);
-            transfer
-                .device
-                .upload_staged(stream, arena, chunk.arena_offset, staging, chunk.len)?;
+            transfer.device.upload_staged(
+                stream,
+                arena,
+                chunk.arena_offset,
+                staging,
+                0..chunk.len,
+            )?;
             transfer.count(job, chunk.len);
             if chunk.last_of_job {
                 transfer.end_upload(job)

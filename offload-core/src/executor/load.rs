@@ -175,7 +175,7 @@ pub(super) fn load<D: Device>(
                         source,
                     })?;
                 device
-                    .upload_staged(&transfer.upload, arena, piece.offset + done, buffer, len)
+                    .upload_staged(&transfer.upload, arena, piece.offset + done, buffer, 0..len)
                     .map_err(of_block)?;
                 done += len as u64;
             }

@@ -29,7 +29,7 @@ pub(super) fn pin_sources<D: Device>(
         for (tensor, spec) in block.tensors().iter().enumerate() {
             if let Source::Memory(bytes) = spec.source()
                 && !bytes.is_empty()
-                && let Some(memory) = device.pin(bytes)?
+                && let Some(memory) = device.pin(spec.source())?.pinned()
             {
                 pinned.insert((index, tensor), memory);
             }

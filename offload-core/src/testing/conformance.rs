@@ -1,10 +1,13 @@
 //! The [`Device`] contract as checks. A backend implements [`Harness`] and calls [`check_all`].
 //!
 //! Nothing here sleeps: a *gate* holds a stream until it is opened, so each order that the contract allows or forbids
-//! is brought about on purpose.
+//! is brought about on purpose. While a gate is closed nothing is allocated, and nothing is dropped on the thread that
+//! opens it: a backend may wait there for what was submitted.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -12,6 +15,7 @@ use crate::decode::{self, Float};
 use crate::device::{DecodeEntry, DecodeTable, Device, DeviceError, Generation};
 use crate::encoding::Encoding;
 use crate::plan::{PLACE_ALIGN, Place};
+use crate::source::Source;
 use crate::testing::toy::random_bytes;
 
 /// What the checks need besides the device itself.
@@ -51,6 +55,7 @@ pub fn check_all<H: Harness>(harness: &H) {
     a_staging_buffer_cannot_be_refilled_under_a_copy(harness);
     sources_may_be_dropped_under_a_copy(harness);
     an_arena_may_be_dropped_under_a_copy(harness);
+    a_program_may_be_dropped_under_its_decode(harness);
     arenas_are_aligned(harness);
     an_allocation_that_does_not_fit_is_an_error(harness);
     submission_does_not_wait(harness);
@@ -103,6 +108,7 @@ fn staging<H: Harness>(harness: &H, bytes: &[u8]) -> Staging<H> {
     staging
 }
 
+/// Uploads through a buffer of its own, which is dropped at once: no gate may hold the stream.
 fn upload<H: Harness>(
     harness: &H,
     stream: &Stream<H>,
@@ -111,18 +117,49 @@ fn upload<H: Harness>(
     bytes: &[u8],
 ) {
     let mut staging = staging(harness, bytes);
-    let submitted =
-        harness
-            .device()
-            .upload_staged(stream, arena, offset, &mut staging, bytes.len());
+    upload_from(harness, stream, arena, offset, &mut staging, 0..bytes.len());
+}
+
+fn pin<H: Harness>(harness: &H, bytes: Vec<u8>) -> Option<<H::Device as Device>::Pinned> {
+    let source = Source::Memory(Bytes::from(bytes));
+    harness.device().pin(&source).expect("answered").pinned()
+}
+
+fn upload_from<H: Harness>(
+    harness: &H,
+    stream: &Stream<H>,
+    arena: &Arena<H>,
+    offset: u64,
+    staging: &mut Staging<H>,
+    source: Range<usize>,
+) {
+    let submitted = harness
+        .device()
+        .upload_staged(stream, arena, offset, staging, source);
     submitted.expect("the upload is submitted");
+}
+
+/// Drops `dropped` while a gate is closed, then opens it. A drop that waits for the gate is let through.
+fn drop_and_open(dropped: impl Send, open: Box<dyn FnOnce() + Send>) {
+    std::thread::scope(|scope| {
+        let (done, is_done) = mpsc::channel();
+        scope.spawn(move || {
+            drop(dropped);
+            let _ = done.send(());
+        });
+        let _ = is_done.recv_timeout(Duration::from_millis(100));
+        open();
+    });
 }
 
 fn streams_are_ordered<H: Harness>(harness: &H) {
     let (stream, arena) = (stream(harness, "order"), arena(harness, 4096));
+    let mut buffers: Vec<_> = (1..=9)
+        .map(|value| staging(harness, &[value; 4096]))
+        .collect();
     let open = harness.gate(&stream);
-    for value in 1..=9 {
-        upload(harness, &stream, &arena, 0, &[value; 4096]);
+    for buffer in &mut buffers {
+        upload_from(harness, &stream, &arena, 0, buffer, 0..4096);
     }
     open();
     assert_eq!(
@@ -137,8 +174,9 @@ fn events_order_streams<H: Harness>(harness: &H) {
     let (first, second) = (stream(harness, "first"), stream(harness, "second"));
     let (arena, event) = (arena(harness, 1024), event(harness));
     upload(harness, &first, &arena, 0, &[1; 1024]);
+    let mut buffer = staging(harness, &[2; 1024]);
     let open = harness.gate(&first);
-    upload(harness, &first, &arena, 0, &[2; 1024]);
+    upload_from(harness, &first, &arena, 0, &mut buffer, 0..1024);
     let generation = device.record(&first, &event).expect("recorded");
     device.wait(&second, &event, generation).expect("submitted");
     open();
@@ -212,7 +250,13 @@ fn uploads_write_their_destination_only<H: Harness>(harness: &H) {
             expected,
             "{len} bytes at {offset}"
         );
-        if let Some(pinned) = device.pin(&Bytes::from(bytes)).expect("answered") {
+        // Not from the buffer's beginning.
+        let mut buffer = staging(harness, &[&[0xEE; 3], &bytes[..]].concat());
+        upload(harness, &stream, &arena, 0, &[0xEE; 8192]);
+        upload_from(harness, &stream, &arena, offset, &mut buffer, 3..3 + len);
+        let read = harness.read(&stream, &arena, 0..8192);
+        assert_eq!(read, expected, "{len} bytes from 3 at {offset}");
+        if let Some(pinned) = pin(harness, bytes) {
             upload(harness, &stream, &arena, 0, &[0xEE; 8192]);
             device
                 .upload_pinned(&stream, &arena, offset, &pinned, 0..len)
@@ -224,21 +268,16 @@ fn uploads_write_their_destination_only<H: Harness>(harness: &H) {
 }
 
 fn a_staging_buffer_cannot_be_refilled_under_a_copy<H: Harness>(harness: &H) {
-    let device = harness.device();
     let (stream, arena) = (stream(harness, "refill"), arena(harness, 512));
     let mut buffer = staging(harness, &[1; 256]);
     let open = harness.gate(&stream);
-    device
-        .upload_staged(&stream, &arena, 0, &mut buffer, 256)
-        .expect("submitted");
+    upload_from(harness, &stream, &arena, 0, &mut buffer, 0..256);
     std::thread::scope(|scope| {
         // Refilling waits for the copy, and the copy for the gate.
         scope.spawn(open);
         fill(harness, &mut buffer, &[2; 256]);
     });
-    device
-        .upload_staged(&stream, &arena, 256, &mut buffer, 256)
-        .expect("submitted");
+    upload_from(harness, &stream, &arena, 256, &mut buffer, 0..256);
     assert_eq!(
         harness.read(&stream, &arena, 0..256),
         [1; 256],
@@ -250,19 +289,20 @@ fn a_staging_buffer_cannot_be_refilled_under_a_copy<H: Harness>(harness: &H) {
 fn sources_may_be_dropped_under_a_copy<H: Harness>(harness: &H) {
     let device = harness.device();
     let (stream, arena) = (stream(harness, "drop"), arena(harness, 2048));
+    let mut buffers = [staging(harness, &[7; 1024]), staging(harness, &[8; 1024])];
+    let pinned = pin(harness, vec![8; 1024]);
     let open = harness.gate(&stream);
-    upload(harness, &stream, &arena, 0, &[7; 1024]); // drops its staging buffer
-    match device.pin(&Bytes::from(vec![8; 1024])).expect("answered") {
+    upload_from(harness, &stream, &arena, 0, &mut buffers[0], 0..1024);
+    match &pinned {
         Some(pinned) => {
-            device
-                .upload_pinned(&stream, &arena, 1024, &pinned, 0..1024)
-                .expect("submitted");
+            let submitted = device.upload_pinned(&stream, &arena, 1024, pinned, 0..1024);
+            submitted.expect("submitted");
         }
-        None => upload(harness, &stream, &arena, 1024, &[8; 1024]),
+        None => upload_from(harness, &stream, &arena, 1024, &mut buffers[1], 0..1024),
     }
+    drop_and_open((buffers, pinned), open);
     // Whatever is freed too early is likely to be handed out again here.
     let reused: Vec<_> = (0..8).map(|_| vec![9u8; 1024]).collect();
-    open();
     let bytes = harness.read(&stream, &arena, 0..2048);
     assert!(
         bytes[..1024].iter().all(|&byte| byte == 7),
@@ -278,18 +318,44 @@ fn sources_may_be_dropped_under_a_copy<H: Harness>(harness: &H) {
 fn an_arena_may_be_dropped_under_a_copy<H: Harness>(harness: &H) {
     let device = harness.device();
     let (stream, event) = (stream(harness, "free"), event(harness));
-    let open = harness.gate(&stream);
     let arena = arena(harness, 1 << 20);
-    upload(harness, &stream, &arena, 0, &vec![3; 1 << 20]);
+    let mut buffer = staging(harness, &vec![3; 1 << 20]);
+    let open = harness.gate(&stream);
+    upload_from(harness, &stream, &arena, 0, &mut buffer, 0..1 << 20);
     let generation = device.record(&stream, &event).expect("recorded");
-    std::thread::scope(|scope| {
-        // A backend may wait here for the copy.
-        scope.spawn(open);
-        drop(arena);
-    });
+    drop_and_open(arena, open);
     device
         .synchronize(&event, generation)
         .expect("the stream goes on");
+}
+
+fn a_program_may_be_dropped_under_its_decode<H: Harness>(harness: &H) {
+    let device = harness.device();
+    let (stream, arena) = (stream(harness, "program"), arena(harness, 1024));
+    upload(harness, &stream, &arena, 0, &[6; 256]);
+    let program = device
+        .prepare(&arena, &[copy_table(0, 512, 256)])
+        .expect("copies are supported");
+    let open = harness.gate(&stream);
+    device
+        .decode(&stream, &arena, &program, 0)
+        .expect("submitted");
+    drop_and_open(program, open);
+    assert_eq!(harness.read(&stream, &arena, 512..768), [6; 256]);
+}
+
+/// A table that copies `bytes` from one offset to another.
+fn copy_table(from: u64, to: u64, bytes: u64) -> DecodeTable {
+    let place = |offset| Place { offset, bytes };
+    DecodeTable {
+        entries: vec![DecodeEntry {
+            encoding: Encoding::F32,
+            arrived: Encoding::F32,
+            encoded: place(from),
+            place: place(to),
+        }],
+        staging: None,
+    }
 }
 
 fn arenas_are_aligned<H: Harness>(harness: &H) {
@@ -328,33 +394,15 @@ fn submission_does_not_wait<H: Harness>(harness: &H) {
     let device = harness.device();
     let (held, other) = (stream(harness, "held"), stream(harness, "other"));
     let (arena, event) = (arena(harness, 1024), event(harness));
-    let entry = DecodeEntry {
-        encoding: Encoding::F32,
-        arrived: Encoding::F32,
-        encoded: Place {
-            offset: 0,
-            bytes: 256,
-        },
-        place: Place {
-            offset: 512,
-            bytes: 256,
-        },
-    };
-    let table = DecodeTable {
-        entries: vec![entry],
-        staging: None,
-    };
     let program = device
-        .prepare(&arena, &[table])
+        .prepare(&arena, &[copy_table(0, 512, 256)])
         .expect("copies are supported");
     let mut buffers: Vec<_> = (0..16).map(|_| staging(harness, &[5; 256])).collect();
     let open = harness.gate(&held);
     let mut generation = Generation(0);
     for buffer in &mut buffers {
         // If any of these waited for the gate, this check would never end.
-        device
-            .upload_staged(&held, &arena, 0, buffer, 256)
-            .expect("submitted");
+        upload_from(harness, &held, &arena, 0, buffer, 0..256);
         device
             .decode(&held, &arena, &program, 0)
             .expect("submitted");

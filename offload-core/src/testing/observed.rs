@@ -5,10 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::device::{DecodeTable, Device, DeviceError, DeviceMemory, Generation};
+use crate::device::{DecodeTable, Device, DeviceError, DeviceMemory, Generation, Pinning};
+use crate::source::Source;
 
 /// A call of the [`Device`] trait that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -101,11 +101,11 @@ impl<D: Device, O: Observer> Device for Observed<D, O> {
         self.inner.allocate_staging(bytes)
     }
 
-    fn pin(&self, bytes: &Bytes) -> Result<Option<D::Pinned>, DeviceError> {
+    fn pin(&self, source: &Source) -> Result<Pinning<D::Pinned>, DeviceError> {
         self.observer.before(Call::Pin {
-            bytes: bytes.len() as u64,
+            bytes: source.len(),
         })?;
-        self.inner.pin(bytes)
+        self.inner.pin(source)
     }
 
     fn create_stream(&self, name: &str) -> Result<D::Stream, DeviceError> {
@@ -152,14 +152,14 @@ impl<D: Device, O: Observer> Device for Observed<D, O> {
         arena: &D::Arena,
         offset: u64,
         staging: &mut D::Staging,
-        len: usize,
+        source: Range<usize>,
     ) -> Result<(), DeviceError> {
         self.observer.before(Call::UploadStaged {
             offset,
-            bytes: len as u64,
+            bytes: source.len() as u64,
         })?;
         self.inner
-            .upload_staged(stream, arena, offset, staging, len)
+            .upload_staged(stream, arena, offset, staging, source)
     }
 
     fn decode(

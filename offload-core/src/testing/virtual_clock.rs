@@ -6,11 +6,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::device::{DecodeTable, Device, DeviceError, DeviceMemory, Generation};
+use crate::device::{DecodeTable, Device, DeviceError, DeviceMemory, Generation, Pinning, Rung};
 use crate::executor::Costs;
+use crate::source::Source;
 
 /// A device whose clock is arithmetic.
 #[derive(Debug, Clone)]
@@ -75,7 +75,7 @@ impl Device for VirtualDevice {
     type Stream = VirtualStream;
     type Event = VirtualEvent;
     type Arena = u64;
-    type Pinned = Bytes;
+    type Pinned = ();
     type Staging = Vec<u8>;
     /// Bytes read and written by each table.
     type Program = Vec<u64>;
@@ -101,8 +101,16 @@ impl Device for VirtualDevice {
         Ok(vec![0; bytes])
     }
 
-    fn pin(&self, bytes: &Bytes) -> Result<Option<Bytes>, DeviceError> {
-        Ok(Some(bytes.clone()))
+    fn pin(&self, source: &Source) -> Result<Pinning<()>, DeviceError> {
+        Ok(match source {
+            Source::Memory(_) => Pinning::Pinned {
+                pinned: (),
+                rung: Rung::Memory,
+            },
+            _ => Pinning::Staged {
+                reason: "files are read at the rate of the disk".to_owned(),
+            },
+        })
     }
 
     fn create_stream(&self, _name: &str) -> Result<VirtualStream, DeviceError> {
@@ -135,7 +143,7 @@ impl Device for VirtualDevice {
         stream: &VirtualStream,
         _arena: &u64,
         _offset: u64,
-        _pinned: &Bytes,
+        _pinned: &(),
         source: Range<usize>,
     ) -> Result<(), DeviceError> {
         self.upload(
@@ -152,12 +160,12 @@ impl Device for VirtualDevice {
         _arena: &u64,
         _offset: u64,
         _staging: &mut Vec<u8>,
-        len: usize,
+        source: Range<usize>,
     ) -> Result<(), DeviceError> {
         let rates = &self.costs.rates;
         self.upload(
             stream,
-            len as u64,
+            source.len() as u64,
             rates.wire_bytes_per_s.min(rates.disk_bytes_per_s),
         );
         Ok(())
