@@ -117,6 +117,12 @@ impl SourceFile {
         &self.path
     }
 
+    /// The open file, for reading.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Its length in bytes when it was opened.
     #[must_use]
     pub fn len(&self) -> u64 {

@@ -22,8 +22,20 @@
 //! - A build has one version of the CUDA bindings, see the features in the manifest. A driver older than that is
 //!   refused, although some calls would work with it.
 
+mod arena;
+mod device;
+mod driver;
 mod driver_library;
+mod host;
 pub mod kernels;
+mod live;
 mod probe;
+mod program;
 
+pub use arena::{CudaArena, CudaView};
+pub use device::{
+    CudaDevice, CudaDeviceBuilder, CudaEvent, CudaHold, CudaPinned, CudaStream, OpenError,
+};
+pub use host::CudaStaging;
 pub use probe::{DeviceInfo, Driver, DriverVersion, MINIMUM_VERSION, Unavailable, probe};
+pub use program::CudaProgram;

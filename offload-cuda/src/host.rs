@@ -1,0 +1,481 @@
+//! Host memory from which the device copies by itself: anonymous memory, and mappings of files.
+//!
+//! [`Locked`] is both. It is a mapping that is cut at fixed distances, each piece page-locked by itself: a copy must not
+//! span two registrations, and registrations stay small because they take locks of the driver. Anonymous memory is
+//! locked as a whole when it is made; a file piece by piece, as the plan asks for it.
+//!
+//! # Mappings of files
+//!
+//! - Only shared read-only mappings are locked: registering a private one never returns on some drivers.
+//! - No Rust reference into a file's mapping is ever made, and the CPU never touches it: a file that is truncated or
+//!   rewritten cannot bring the process down or break its rules. Locked pages stay what they were.
+//! - A piece is locked only while all its pages are in the page cache: locking reads what is missing, page by page.
+
+#![expect(
+    unsafe_code,
+    reason = "hands addresses of mapped memory to the driver and, where it is ours alone, to Rust"
+)]
+
+use std::fmt;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memmap2::{MmapMut, MmapOptions, MmapRaw};
+use offload_core::device::DeviceError;
+use offload_core::source::{SourceError, SourceFile};
+use parking_lot::Mutex;
+
+use crate::driver::{Context, Event, Registration, Stream};
+use crate::live::Count;
+
+/// Bytes between cuts of anonymous memory. Below 2 GiB, which some drivers cannot register at once.
+const MEMORY_CUT: usize = 1 << 30;
+
+/// Bytes between cuts of a file: about 1.4 ms of locking.
+const FILE_CUT: usize = 64 << 20;
+
+/// A piece of a file that takes longer than this to lock is the last: the driver does not do it well here.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// Threads that fill a copy.
+const FILLERS: usize = 8;
+
+/// Bytes that a thread reads at a time while it fills a copy.
+const FILL_BYTES: usize = 8 << 20;
+
+/// Why a range was not locked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    /// It may be another time.
+    #[error("{0}")]
+    Now(String),
+    /// It never will.
+    #[error("{0}")]
+    Always(String),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// Memory, locked piece by piece.
+pub(crate) struct Locked {
+    context: Arc<Context>,
+    /// `None` once it was given away to be leaked.
+    memory: Option<MmapRaw>,
+    cut: usize,
+    pieces: Mutex<Pieces>,
+    /// What the memory is a mapping of.
+    file: Option<Arc<SourceFile>>,
+    _count: Count,
+}
+
+#[derive(Default)]
+struct Pieces {
+    locked: Vec<Option<Registration>>,
+    /// Why no more are locked.
+    stopped: Option<String>,
+}
+
+impl Locked {
+    /// Locks anonymous memory.
+    fn memory(context: &Arc<Context>, memory: MmapMut) -> Result<Self, DeviceError> {
+        let bytes = memory.len();
+        let locked = Self {
+            context: Arc::clone(context),
+            memory: Some(memory.into()),
+            cut: MEMORY_CUT,
+            pieces: Mutex::default(),
+            file: None,
+            _count: Count::new(&context.live),
+        };
+        locked.lock(&(0..bytes)).map_err(|refused| match refused {
+            Refused::Device(error) => error,
+            Refused::Now(reason) | Refused::Always(reason) => DeviceError::Failed {
+                call: "page-locking host memory",
+                reason,
+            },
+        })?;
+        Ok(locked)
+    }
+
+    /// Maps a file, and locks nothing yet.
+    pub(crate) fn file(context: &Arc<Context>, file: &Arc<SourceFile>) -> Result<Self, Refused> {
+        if !cfg!(target_os = "linux") {
+            return Err(Refused::Always(
+                "mappings are locked on Linux only".to_owned(),
+            ));
+        }
+        let raw = file.file();
+        file_system(raw)?;
+        let memory = MmapOptions::new()
+            .map_raw_read_only(raw)
+            .map_err(|error| Refused::Always(format!("it cannot be mapped: {error}")))?;
+        Ok(Self {
+            context: Arc::clone(context),
+            memory: Some(memory),
+            cut: FILE_CUT,
+            pieces: Mutex::default(),
+            file: Some(Arc::clone(file)),
+            _count: Count::new(&context.live),
+        })
+    }
+
+    /// Whether this is a mapping of `file`.
+    pub(crate) fn maps(&self, file: &Arc<SourceFile>) -> bool {
+        (self.file.as_ref()).is_some_and(|mapped| Arc::ptr_eq(mapped, file))
+    }
+
+    fn map(&self) -> &MmapRaw {
+        self.memory.as_ref().expect("taken only in `drop`")
+    }
+
+    fn bytes(&self) -> usize {
+        self.map().len()
+    }
+
+    /// Locks the pieces that `range` touches, which lies within the memory.
+    pub(crate) fn lock(&self, range: &Range<usize>) -> Result<(), Refused> {
+        assert!(
+            range.end <= self.bytes(),
+            "contract: {range:?} of {} mapped bytes",
+            self.bytes()
+        );
+        let mut pieces = self.pieces.lock();
+        let indices = range.start / self.cut..range.end.div_ceil(self.cut);
+        if pieces.locked.len() < indices.end {
+            pieces.locked.resize_with(indices.end, || None);
+        }
+        // From the end backwards, as the executor asks for whole blocks.
+        for index in indices.rev() {
+            if pieces.locked[index].is_some() {
+                continue;
+            }
+            if let Some(reason) = &pieces.stopped {
+                return Err(Refused::Always(reason.clone()));
+            }
+            let start = index * self.cut;
+            let piece = start..(start + self.cut).min(self.bytes());
+            let begin = Instant::now();
+            let locked = self.lock_piece(&piece);
+            let took = begin.elapsed();
+            if self.file.is_some() && took > DEADLINE {
+                let reason = format!(
+                    "locking {} bytes of a mapping took {:.1} s",
+                    piece.len(),
+                    took.as_secs_f64()
+                );
+                pieces.stopped = Some(reason);
+            }
+            if let Err(Refused::Always(reason)) = &locked {
+                pieces.stopped = Some(reason.clone());
+            }
+            pieces.locked[index] = Some(locked?);
+        }
+        Ok(())
+    }
+
+    fn lock_piece(&self, piece: &Range<usize>) -> Result<Registration, Refused> {
+        let live = &self.context.live;
+        let reserved = live.reserve(piece.len()).ok_or_else(|| {
+            Refused::Now(format!(
+                "{} more bytes do not fit the budget for pinned memory, {} of {} are used",
+                piece.len(),
+                live.pinned_bytes(),
+                live.pinned_budget()
+            ))
+        })?;
+        // SAFETY: the piece lies within the mapping.
+        let pointer = unsafe { self.map().as_mut_ptr().add(piece.start) };
+        if self.file.is_some() {
+            in_page_cache(self.map(), piece)?;
+        }
+        // SAFETY: the mapping outlives its registrations: `drop` drops them first. A file's mapping is read only.
+        let locked = unsafe {
+            Registration::new(&self.context, pointer.cast(), reserved, self.file.is_some())
+        };
+        match locked {
+            Ok(locked) => Ok(locked),
+            Err(DeviceError::Failed { reason, .. }) => {
+                Err(Refused::Always(format!("cuMemHostRegister: {reason}")))
+            }
+            Err(error) => Err(Refused::Device(error)),
+        }
+    }
+
+    /// Copies `range`, which is locked, to the device.
+    ///
+    /// # Safety
+    /// Until the stream is past this point `to` is device memory of as many bytes and nobody writes to the range. The
+    /// memory itself stays: `drop` waits for the device.
+    pub(crate) unsafe fn upload(
+        &self,
+        stream: &Stream,
+        to: u64,
+        range: &Range<usize>,
+    ) -> Result<(), DeviceError> {
+        assert!(
+            range.start <= range.end && range.end <= self.bytes(),
+            "contract: {range:?} of {} bytes of host memory",
+            self.bytes()
+        );
+        let mut at = range.start;
+        while at < range.end {
+            let end = ((at / self.cut + 1) * self.cut).min(range.end);
+            // SAFETY: within the mapping.
+            let from = unsafe { self.map().as_ptr().add(at) };
+            let offset = (at - range.start) as u64;
+            // SAFETY: one piece, locked as a whole; the rest is what this function asks for.
+            unsafe { stream.upload(to + offset, from.cast(), end - at) }?;
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        match self.context.synchronize() {
+            // Nothing copies any more.
+            Ok(()) | Err(DeviceError::Lost { .. }) => self.pieces.get_mut().locked.clear(),
+            Err(_) => {
+                // Something may still copy: better a leak than a copy from memory that is gone.
+                std::mem::take(&mut self.pieces.get_mut().locked)
+                    .into_iter()
+                    .for_each(std::mem::forget);
+                std::mem::forget(self.memory.take());
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Locked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Locked")
+            .field("bytes", &self.bytes())
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Anonymous memory on huge pages, not yet touched.
+fn anonymous(bytes: usize) -> Result<MmapMut, DeviceError> {
+    let memory = MmapOptions::new()
+        .len(bytes.max(1))
+        .map_anon()
+        .map_err(|_| DeviceError::OutOfMemory {
+            requested_bytes: bytes as u64,
+            free_bytes: 0,
+        })?;
+    #[cfg(target_os = "linux")]
+    {
+        // Both are wishes: without them locking is slower, and a forked child shares the pages.
+        let _ = memory.advise(memmap2::Advice::HugePage);
+        let _ = memory.advise(memmap2::Advice::DontFork);
+    }
+    Ok(memory)
+}
+
+/// Whether mappings of this file system are known to be safe to lock.
+#[cfg(target_os = "linux")]
+fn file_system(file: &File) -> Result<(), Refused> {
+    use std::os::fd::AsRawFd;
+    /// `f_type` of ext2 to ext4, xfs, btrfs, f2fs, tmpfs and overlayfs; see `statfs(2)`.
+    const KNOWN: [i64; 6] = [
+        0xEF53,
+        0x5846_5342,
+        0x9123_683E,
+        0xF2F5_2010,
+        0x0102_1994,
+        0x794C_7630,
+    ];
+    let mut status = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the file is open, and the call writes the whole of `status`.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), status.as_mut_ptr()) };
+    if result != 0 {
+        let error = std::io::Error::last_os_error();
+        return Err(Refused::Always(format!("fstatfs: {error}")));
+    }
+    // SAFETY: written, since the call succeeded.
+    let kind = unsafe { status.assume_init() }.f_type;
+    if KNOWN.contains(&kind) {
+        Ok(())
+    } else {
+        let reason = format!("mappings of file system {kind:#x} are not known to be safe to lock");
+        Err(Refused::Always(reason))
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn file_system(_file: &File) -> Result<(), Refused> {
+    Ok(())
+}
+
+/// Whether the page cache holds the whole of `range` of a mapping, which begins at a page.
+#[cfg(target_os = "linux")]
+fn in_page_cache(map: &MmapRaw, range: &Range<usize>) -> Result<(), Refused> {
+    const SMALLEST_PAGE: usize = 4096;
+    let mut resident = vec![0u8; range.len().div_ceil(SMALLEST_PAGE)];
+    // SAFETY: the range lies within the mapping.
+    let start = unsafe { map.as_mut_ptr().add(range.start) };
+    // SAFETY: the range begins at a cut, so at a page; the vector has a byte for each page.
+    let result = unsafe { libc::mincore(start.cast(), range.len(), resident.as_mut_ptr()) };
+    if result != 0 {
+        let error = std::io::Error::last_os_error();
+        return Err(Refused::Now(format!("mincore: {error}")));
+    }
+    // SAFETY: no pointers.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let page = usize::try_from(page).unwrap_or(SMALLEST_PAGE);
+    let pages = range.len().div_ceil(page);
+    let cached = resident[..pages].iter().filter(|&&page| page & 1 == 1);
+    match cached.count() {
+        cached if cached == pages => Ok(()),
+        cached => Err(Refused::Now(format!(
+            "{cached} of {pages} pages at {} of the file are in the page cache",
+            range.start
+        ))),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn in_page_cache(_map: &MmapRaw, _range: &Range<usize>) -> Result<(), Refused> {
+    Ok(())
+}
+
+/// Makes locked memory of `bytes` bytes that `fill` writes first.
+pub(crate) fn locked_memory<E: From<DeviceError>>(
+    context: &Arc<Context>,
+    bytes: usize,
+    fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+) -> Result<Locked, E> {
+    let mut memory = anonymous(bytes)?;
+    fill(&mut memory[..bytes])?;
+    Ok(Locked::memory(context, memory)?)
+}
+
+/// Why a range of a file was not copied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CopyError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// Makes a locked copy of a range of a file.
+pub(crate) fn locked_copy(
+    context: &Arc<Context>,
+    file: &SourceFile,
+    range: &Range<u64>,
+) -> Result<Locked, CopyError> {
+    let bytes = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+    locked_memory(context, bytes, |memory| {
+        let slices = memory.chunks_mut(FILL_BYTES).enumerate();
+        let slices = Mutex::new(slices);
+        let fill = || -> Result<(), SourceError> {
+            loop {
+                let next = slices.lock().next();
+                let Some((index, slice)) = next else {
+                    return Ok(());
+                };
+                file.read_exact_at(slice, range.start + (index * FILL_BYTES) as u64)?;
+            }
+        };
+        let threads = bytes.div_ceil(FILL_BYTES).min(FILLERS);
+        std::thread::scope(|scope| {
+            let fillers: Vec<_> = (1..threads).map(|_| scope.spawn(fill)).collect();
+            let own = fill();
+            fillers.into_iter().fold(own, |outcome, filler| {
+                let filled = filler.join().expect("reading does not panic");
+                outcome.and(filled)
+            })
+        })?;
+        Ok(())
+    })
+}
+
+/// Locked memory that was filled once and is only read since.
+#[derive(Debug)]
+pub(crate) struct Filled(pub(crate) Arc<Locked>);
+
+impl AsRef<[u8]> for Filled {
+    fn as_ref(&self) -> &[u8] {
+        let locked = &*self.0;
+        // SAFETY: anonymous memory, written before it was locked and by nobody since; it lives as long as `self`. Only
+        // `allocate_pinned` makes this type, and a mapping of a file never becomes one.
+        unsafe { std::slice::from_raw_parts(locked.map().as_ptr(), locked.bytes()) }
+    }
+}
+
+impl Filled {
+    /// Where `bytes` lie in it, if they do.
+    pub(crate) fn position(locked: &Locked, bytes: &[u8]) -> Option<usize> {
+        let start = (bytes.as_ptr() as usize).checked_sub(locked.map().as_ptr() as usize)?;
+        (start + bytes.len() <= locked.bytes()).then_some(start)
+    }
+}
+
+/// A buffer that is filled, uploaded from, and filled again.
+#[derive(Debug)]
+pub struct CudaStaging {
+    locked: Locked,
+    bytes: usize,
+    copied: Event,
+    /// The last copy from it that may be under way.
+    pending: Option<u64>,
+}
+
+impl CudaStaging {
+    pub(crate) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, DeviceError> {
+        Ok(Self {
+            locked: locked_memory(context, bytes, |_| Ok::<_, DeviceError>(()))?,
+            bytes,
+            copied: Event::new(context)?,
+            pending: None,
+        })
+    }
+
+    /// Waits for the copies from it, then lends its bytes.
+    pub(crate) fn bytes_mut(&mut self) -> Result<&mut [u8], DeviceError> {
+        if let Some(generation) = self.pending {
+            self.copied.synchronize(generation)?;
+            self.pending = None;
+        }
+        // SAFETY: anonymous memory that this buffer owns; no copy reads it, and `&mut self` keeps new ones away as long
+        // as the slice lives.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.locked.map().as_mut_ptr(), self.bytes) })
+    }
+
+    /// # Safety
+    /// Until the stream is past this point `to` is device memory of as many bytes as `source` has.
+    pub(crate) unsafe fn upload(
+        &mut self,
+        stream: &Stream,
+        to: u64,
+        source: &Range<usize>,
+    ) -> Result<(), DeviceError> {
+        assert!(
+            source.end <= self.bytes,
+            "contract: upload of {source:?} from a staging buffer of {} bytes",
+            self.bytes
+        );
+        if let Some(generation) = self.pending {
+            // The event has one recording for all copies, whatever their streams.
+            self.copied.hold(stream, generation)?;
+        }
+        // SAFETY: nobody writes to the buffer before `bytes_mut` has waited for the copy; the rest is asked for.
+        let submitted = unsafe { self.locked.upload(stream, to, source) };
+        // Part of it may be under way even if it failed.
+        match self.copied.record(stream) {
+            Ok(generation) => self.pending = Some(generation),
+            Err(error) => {
+                stream.synchronize()?;
+                self.pending = None;
+                return Err(error);
+            }
+        }
+        submitted
+    }
+}
