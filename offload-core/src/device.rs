@@ -230,7 +230,8 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
     /// Copies `source` of `pinned` to `offset` of the arena.
     ///
     /// # Errors
-    /// When the device refuses.
+    /// When the device refuses. Parts of a pinned file that are shorter than the whole may be
+    /// [`DeviceError::Unsupported`].
     ///
     /// # Panics
     /// When either range is outside.

@@ -68,9 +68,27 @@ pub struct CudaEvent(Event);
 /// Dropping the last clone waits for everything that was submitted to the context.
 #[derive(Debug, Clone)]
 pub struct CudaPinned {
+    /// One after another.
+    parts: Arc<[Part]>,
+}
+
+/// A range of locked memory.
+#[derive(Debug)]
+struct Part {
     locked: Arc<Locked>,
-    start: usize,
-    bytes: usize,
+    range: Range<usize>,
+}
+
+impl CudaPinned {
+    fn whole(locked: Arc<Locked>, range: Range<usize>) -> Self {
+        Self {
+            parts: Arc::new([Part { locked, range }]),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.range.len()).sum()
+    }
 }
 
 /// The right to read a range, which on this device is a matter of order only.
@@ -334,11 +352,7 @@ impl CudaDevice {
         let regions = self.0.regions.lock();
         let found = regions.iter().filter_map(Weak::upgrade).find_map(|locked| {
             let start = Filled::position(&locked, bytes)?;
-            Some(CudaPinned {
-                locked,
-                start,
-                bytes: bytes.len(),
-            })
+            Some(CudaPinned::whole(locked, start..start + bytes.len()))
         });
         match found {
             Some(pinned) => Pinning::Pinned {
@@ -375,6 +389,40 @@ impl CudaDevice {
         Ok(mapped)
     }
 
+    /// Locks a range of a file's mapping. Ends that are too short to be copied from there are copied now.
+    fn map_file(
+        &self,
+        file: &Arc<SourceFile>,
+        range: &Range<usize>,
+    ) -> Result<CudaPinned, Refused> {
+        let mapped = self.mapping(file)?;
+        let middle = mapped.copyable(range);
+        mapped.lock(&middle)?;
+        let copy = |range: Range<usize>| -> Result<Option<Part>, Refused> {
+            if range.is_empty() {
+                return Ok(None);
+            }
+            let file_range = range.start as u64..range.end as u64;
+            let locked = host::locked_copy(&self.0.context, file, &file_range);
+            let locked = locked.map_err(|error| match error {
+                CopyError::Device(error) => Refused::Device(error),
+                CopyError::Source(error) => Refused::Now(error.to_string()),
+            })?;
+            Ok(Some(Part {
+                locked: Arc::new(locked),
+                range: 0..range.len(),
+            }))
+        };
+        let head = copy(range.start..middle.start)?;
+        let tail = copy(middle.end..range.end)?;
+        let middle = (!middle.is_empty()).then_some(Part {
+            locked: mapped,
+            range: middle,
+        });
+        let parts = [head, middle, tail].into_iter().flatten().collect();
+        Ok(CudaPinned { parts })
+    }
+
     fn pin_file(
         &self,
         file: &Arc<SourceFile>,
@@ -382,17 +430,8 @@ impl CudaDevice {
     ) -> Result<Pinning<CudaPinned>, DeviceError> {
         let position = |offset| usize::try_from(offset).unwrap_or(usize::MAX);
         let span = position(range.start)..position(range.end);
-        let locked = self.mapping(file).and_then(|mapped| {
-            mapped.lock(&span)?;
-            Ok(mapped)
-        });
-        let mapping = match locked {
-            Ok(locked) => {
-                let pinned = CudaPinned {
-                    locked,
-                    start: span.start,
-                    bytes: span.len(),
-                };
+        let mapping = match self.map_file(file, &span) {
+            Ok(pinned) => {
                 let rung = Rung::Mapping;
                 return Ok(Pinning::Pinned { pinned, rung });
             }
@@ -406,11 +445,7 @@ impl CudaDevice {
         }
         match host::locked_copy(&self.0.context, file, range) {
             Ok(locked) => {
-                let pinned = CudaPinned {
-                    locked: Arc::new(locked),
-                    start: 0,
-                    bytes: span.len(),
-                };
+                let pinned = CudaPinned::whole(Arc::new(locked), 0..span.len());
                 let rung = Rung::Copy;
                 Ok(Pinning::Pinned { pinned, rung })
             }
@@ -499,19 +534,28 @@ impl Device for CudaDevice {
     ) -> Result<(), DeviceError> {
         arena.check(offset, source.len());
         assert!(
-            source.end <= pinned.bytes,
+            source.end <= pinned.bytes(),
             "contract: upload of {source:?} from {} pinned bytes",
-            pinned.bytes
+            pinned.bytes()
         );
         self.jitter(stream)?;
-        let source = pinned.start + source.start..pinned.start + source.end;
-        // SAFETY: the destination was checked, and the arena is freed only after everything submitted is done. Pinned
-        // memory is written by nobody in this process; that others may write to a file is between them and the reader.
-        unsafe {
-            pinned
-                .locked
-                .upload(&stream.0, arena.address(offset), &source)
+        // Where the part begins in what was pinned.
+        let mut begin = 0;
+        for part in &*pinned.parts {
+            let end = begin + part.range.len();
+            let wanted = source.start.max(begin)..source.end.min(end);
+            if wanted.start < wanted.end {
+                let to = arena.address(offset + (wanted.start - source.start) as u64);
+                let shift = |at: usize| at - begin + part.range.start;
+                let from = shift(wanted.start)..shift(wanted.end);
+                // SAFETY: the destination was checked, and the arena is freed only after everything submitted is done.
+                // Pinned memory is written by nobody in this process; that others may write to a file is between them
+                // and the reader.
+                unsafe { part.locked.upload(&stream.0, to, &from) }?;
+            }
+            begin = end;
         }
+        Ok(())
     }
 
     fn upload_staged(

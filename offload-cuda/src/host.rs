@@ -9,6 +9,8 @@
 //! - Only shared read-only mappings are locked: registering a private one never returns on some drivers.
 //! - No Rust reference into a file's mapping is ever made, and the CPU never touches it: a file that is truncated or
 //!   rewritten cannot bring the process down or break its rules. Locked pages stay what they were.
+//! - The driver copies up to 64 KiB with the CPU, also from locked memory: [`LEAST_COPY`] keeps such copies away from
+//!   mappings.
 //! - A piece is locked only while all its pages are in the page cache: locking reads what is missing, page by page.
 
 #![expect(
@@ -35,6 +37,10 @@ const MEMORY_CUT: usize = 1 << 30;
 
 /// Bytes between cuts of a file: about 1.4 ms of locking.
 const FILE_CUT: usize = 64 << 20;
+
+/// A copy from the mapping of a file is this long at least. The driver reads shorter ones with the CPU, which is
+/// stopped by a signal where the file was truncated.
+pub(crate) const LEAST_COPY: usize = (64 << 10) + 1;
 
 /// A piece of a file that takes longer than this to lock is the last: the driver does not do it well here.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -204,6 +210,20 @@ impl Locked {
         }
     }
 
+    /// The part of `range` that can be copied without ending or beginning in less than [`LEAST_COPY`] bytes at a cut.
+    pub(crate) fn copyable(&self, range: &Range<usize>) -> Range<usize> {
+        let mut range = range.clone();
+        let first_cut = range.start.next_multiple_of(self.cut).min(range.end);
+        if first_cut - range.start < LEAST_COPY {
+            range.start = first_cut;
+        }
+        let last_cut = (range.end / self.cut * self.cut).max(range.start);
+        if range.end - last_cut < LEAST_COPY {
+            range.end = last_cut;
+        }
+        range
+    }
+
     /// Copies `range`, which is locked, to the device.
     ///
     /// # Safety
@@ -223,6 +243,13 @@ impl Locked {
         let mut at = range.start;
         while at < range.end {
             let end = ((at / self.cut + 1) * self.cut).min(range.end);
+            if self.file.is_some() && end - at < LEAST_COPY {
+                let reason = format!(
+                    "an upload of {} bytes from the mapping of a file, {LEAST_COPY} are the least",
+                    end - at
+                );
+                return Err(DeviceError::Unsupported { reason });
+            }
             // SAFETY: within the mapping.
             let from = unsafe { self.map().as_ptr().add(at) };
             let offset = (at - range.start) as u64;

@@ -492,7 +492,8 @@ fn conversion_equals_the_reference<H: Harness>(
 }
 
 /// Equal bit for bit, NaN as a class.
-fn same_numbers(float: Float, left: &[u8], right: &[u8]) -> bool {
+#[must_use]
+pub fn same_numbers(float: Float, left: &[u8], right: &[u8]) -> bool {
     let width = usize::try_from(float.bytes()).expect("small");
     left.len() == right.len()
         && left

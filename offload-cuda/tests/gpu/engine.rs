@@ -8,10 +8,11 @@ use offload_core::device::Device;
 use offload_core::executor::{ArrivalPolicy, Lease, Offload, OffloadError};
 use offload_core::model::{Model, PassKind};
 use offload_core::swappable::{Swappable, TensorSpec};
+use offload_core::testing::conformance::same_numbers;
 use offload_cuda::{CudaArena, CudaDevice, CudaStream, CudaView};
 
-/// What a block's tensors should be.
-pub(crate) type BlockBytes = Vec<Vec<u8>>;
+/// What a block's tensors should be: decoded to floats, or as stored.
+pub(crate) type BlockBytes = Vec<(Option<Float>, Vec<u8>)>;
 
 /// The bytes of every block, from its source and the reference decoder.
 pub(crate) fn expected(model: &Model, policy: &ArrivalPolicy) -> Vec<BlockBytes> {
@@ -24,9 +25,9 @@ pub(crate) fn expected(model: &Model, policy: &ArrivalPolicy) -> Vec<BlockBytes>
                 let bytes = encoding.bytes_of(tensor.shape()).unwrap();
                 let mut decoded = vec![0; usize::try_from(bytes).unwrap()];
                 decode::decode(tensor.encoding(), &encoded, float, &mut decoded).unwrap();
-                decoded
+                (Some(float), decoded)
             }
-            _ => encoded,
+            _ => (None, encoded),
         }
     };
     let block = |block: &Arc<dyn Swappable>| block.tensors().iter().map(arrived).collect();
@@ -49,7 +50,10 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(device: &CudaDevice, model: &Model, stream: CudaStream) -> Self {
         let expected = expected(model, &ArrivalPolicy::default());
-        let bytes = expected.iter().flatten().map(|bytes| room(bytes.len()));
+        let bytes = expected
+            .iter()
+            .flatten()
+            .map(|(_, bytes)| room(bytes.len()));
         // Twice: a block may be visited more than once.
         let results = device.allocate_arena(2 * bytes.sum::<u64>()).unwrap();
         Self {
@@ -103,8 +107,12 @@ impl Engine {
         let mut different = Vec::new();
         for (block, tensor, view) in std::mem::take(&mut self.seen) {
             let read = self.device.read(&self.stream, &view)?;
-            let expected = &self.expected[block][tensor];
-            if read != *expected {
+            let (float, expected) = &self.expected[block][tensor];
+            let same = match float {
+                Some(float) => same_numbers(*float, &read, expected),
+                None => read == *expected,
+            };
+            if !same {
                 let wrong = read.iter().zip(expected).filter(|(a, b)| a != b).count();
                 let len = expected.len();
                 different.push(format!(
