@@ -287,6 +287,14 @@ impl CudaDevice {
         Ok(Bytes::from_owner(Filled(locked)).slice(..bytes))
     }
 
+    /// Waits until everything that was submitted to the device's context is done, whoever submitted it.
+    ///
+    /// # Errors
+    /// When some of it failed or the device is lost.
+    pub fn synchronize(&self) -> Result<(), DeviceError> {
+        self.0.context.synchronize()
+    }
+
     /// Host memory that is page-locked now, in bytes.
     #[must_use]
     pub fn pinned_bytes(&self) -> u64 {
