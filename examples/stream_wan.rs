@@ -192,8 +192,9 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
     bar.set_message("streamed");
     let streamed = within.passes(passes, &bar)?;
     bar.finish_and_clear();
-    if let Some(file) = trace {
-        write_trace(file, &streamed.spans)?;
+    if let (Some(file), Some(path)) = (trace, &arguments.trace) {
+        write_trace(file, &streamed.spans)
+            .map_err(|error| format!("{}: {error}", path.display()))?;
     }
 
     let variant = checkpoint

@@ -314,18 +314,134 @@ fn a_file_truncated_under_a_pass_is_an_error_at_the_block() {
             Err(error) => break error,
         }
     };
-    assert_eq!(leased, 5);
-    match error {
-        OffloadError::Source {
-            block,
-            source: SourceError::Truncated { path, end, .. },
-        } => {
-            assert_eq!(
-                (&*block, path.as_path(), end),
-                ("blocks.5", file.path(), 5 * 4096 + 100)
-            );
+    assert!(leased <= 5, "block 5 is cut: {leased}");
+    let OffloadError::Source { block, source } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(block, format!("blocks.{leased}"));
+    match source {
+        SourceError::Changed { path, len, .. } => {
+            assert_eq!((&*path, len), (file.path(), 5 * 4096 + 100));
+        }
+        SourceError::Truncated { path, end, .. } => {
+            assert_eq!((&*path, end), (file.path(), 5 * 4096 + 100));
         }
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_file_rewritten_under_a_pass_is_an_error_or_gives_its_bytes() {
+    let old = toy::random_bytes(1, 8 * 4096);
+    for rewritten_at in 0..8 {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&old).unwrap();
+        let model = model_in(file.path(), 8, 4096);
+        let expected = support::expected(&model, &ArrivalPolicy::default());
+        let device = CpuDevice::new();
+        let stream = device.inline_stream();
+        let mut offload = Offload::builder(&device)
+            .model(model)
+            .remainder_below(64)
+            .device_budget(DeviceBudget::Least)
+            .build()
+            .unwrap();
+        let seen = support::Seen::default();
+        let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+        let mut error = None;
+        for visit in 0..8 {
+            if visit == rewritten_at {
+                // The same length, other bytes: only the time of writing tells. File systems count it in ticks of up to
+                // 10 ms, so the file is written until it differs from that of the opening.
+                let opened = file.as_file().metadata().unwrap().modified().unwrap();
+                while file.as_file().metadata().unwrap().modified().unwrap() == opened {
+                    std::fs::write(file.path(), toy::random_bytes(2, 8 * 4096)).unwrap();
+                }
+            }
+            match pass.acquire() {
+                Ok(lease) => support::compute(&lease.unwrap(), &stream, &seen),
+                Err(failed) => {
+                    error = Some(failed);
+                    break;
+                }
+            }
+        }
+        drop(pass);
+        // A head start of reads: the last blocks may have been read before the file was written to.
+        let right: Vec<_> = seen.lock().iter().map(|(block, _)| *block).collect();
+        assert!(right.len() >= rewritten_at, "{rewritten_at}: {right:?}");
+        support::check(&seen, &expected, &right);
+        match error {
+            Some(OffloadError::Source {
+                source: SourceError::Changed { path, .. } | SourceError::Truncated { path, .. },
+                ..
+            }) => assert_eq!(path, file.path()),
+            None => assert_eq!(right.len(), 8),
+            other => panic!("{other:?}"),
+        }
+        let next = offload.pass(PassKind::FULL, &stream).unwrap_err();
+        assert!(matches!(next, OffloadError::Source { .. }), "{next:?}");
+    }
+}
+
+#[test]
+fn a_file_replaced_by_another_of_its_name_keeps_giving_its_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model");
+    std::fs::write(&path, toy::random_bytes(1, 8 * 4096)).unwrap();
+    let model = model_in(&path, 8, 4096);
+    let expected = support::expected(&model, &ArrivalPolicy::default());
+    let device = CpuDevice::new();
+    let stream = device.inline_stream();
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .build()
+        .unwrap();
+    let other = folder.path().join("other");
+    std::fs::write(&other, toy::random_bytes(2, 8 * 4096)).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    let seen = support::Seen::default();
+    support::pass(&mut offload, PassKind::FULL, &stream, &seen).unwrap();
+    support::check(&seen, &expected, &[0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+/// `/proc/self/mem` is a regular file whose first page cannot be read: an input/output error without a broken disk.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_read_error_names_the_file_and_the_offset() {
+    let path = std::path::Path::new("/proc/self/mem");
+    for residency in [Residency::Always, Residency::Never] {
+        let model = model_in(path, 2, 4096)
+            .with_residency(0, residency)
+            .unwrap();
+        let device = CpuDevice::new();
+        let stream = device.inline_stream();
+        let error = Offload::builder(&device)
+            .model(model.with_residency(1, Residency::Never).unwrap())
+            .remainder_below(64)
+            .device_budget(DeviceBudget::mib(1))
+            .build()
+            .and_then(|mut offload| {
+                let mut pass = offload.pass(PassKind::FULL, &stream)?;
+                let first = pass.acquire()?.map(|lease| lease.visit());
+                panic!("visit {first:?} was leased");
+            });
+        let OffloadError::Source { block, source } = error.map(|()| ()).unwrap_err() else {
+            panic!("not an error of the source")
+        };
+        assert_eq!(block, "blocks.0");
+        let SourceError::Read {
+            path: named,
+            offset: 0,
+            source: system,
+            ..
+        } = source
+        else {
+            panic!("{source:?}")
+        };
+        assert_eq!((&*named, system.raw_os_error()), (path, Some(5)), "EIO");
     }
 }
 
