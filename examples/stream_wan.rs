@@ -315,7 +315,7 @@ impl Run {
         Ok(Outcome {
             digests,
             report,
-            spans: self.offload.spans().to_vec(),
+            spans: self.offload.spans().cloned().collect(),
             uploaded_bytes,
         })
     }

@@ -16,7 +16,7 @@ use offload_core::model::{Model, PassKind, Residency};
 use offload_core::source::{Source, SourceError, SourceFile};
 use offload_core::swappable::{Swappable, TensorSpec};
 use offload_core::testing::toy::{self, ToyBlock};
-use offload_core::testing::{Call, Faults, Observed};
+use offload_core::testing::{Call, Faults, Observed, Observer};
 
 type FaultyDevice = Observed<CpuDevice, Faults>;
 
@@ -233,6 +233,164 @@ fn a_lost_device_is_final_and_drop_does_not_hang() {
                 LiveCounts::default(),
                 "call {n}: nothing leaks"
             );
+        }
+    }
+}
+
+/// An upload that nobody waited for had failed, and the visits after it, in later passes too, gave its error.
+#[test]
+fn skipping_over_a_failed_arrival_does_not_fail_later_passes() {
+    let expected = support::expected(&support::mixed_model(), &ArrivalPolicy::default());
+    for pins in [true, false] {
+        for n in 0..40 {
+            let faults = Faults::new(|call| {
+                matches!(
+                    call,
+                    Call::UploadPinned { .. } | Call::UploadStaged { .. } | Call::Decode
+                )
+            });
+            let device = device(pins, &faults);
+            let stream = device.inner().inline_stream();
+            let mut offload = build(&device).unwrap();
+            faults.arm(n);
+            let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+            pass.last();
+            while let Ok(true) = pass.skip() {}
+            drop(pass);
+            faults.disarm();
+            for _ in 0..3 {
+                checked_pass(&mut offload, &stream, &expected)
+                    .unwrap_or_else(|error| panic!("upload {n}, pins {pins}: {error:?}"));
+            }
+        }
+    }
+}
+
+/// The error of releasing the last lease was dropped with the pass.
+#[test]
+fn an_error_met_when_the_last_lease_drops_surfaces_at_the_next_call() {
+    let expected = support::expected(&support::mixed_model(), &ArrivalPolicy::default());
+    for pins in [true, false] {
+        for next in ["pass", "report", "suspend"] {
+            let faults = Faults::new(|call| matches!(call, Call::EndRead));
+            let device = device(pins, &faults);
+            let stream = device.inner().inline_stream();
+            let mut offload = build(&device).unwrap();
+            let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+            for _ in 0..9 {
+                drop(pass.acquire().unwrap());
+            }
+            let lease = pass.acquire().unwrap();
+            faults.arm(0);
+            drop(lease);
+            drop(pass);
+            faults.disarm();
+            let error = match next {
+                "pass" => offload.pass(PassKind::FULL, &stream).map(drop),
+                "report" => offload.report().map(drop),
+                _ => offload.suspend(),
+            };
+            match error.expect_err(next) {
+                OffloadError::Block { block, .. } => assert_eq!(block, "blocks.9"),
+                other => panic!("{next}: {other:?}"),
+            }
+            offload.resume().unwrap();
+            for _ in 0..2 {
+                checked_pass(&mut offload, &stream, &expected).unwrap();
+            }
+        }
+    }
+}
+
+/// Panics at one call instead of failing it.
+#[derive(Debug, Clone)]
+struct Panics {
+    faults: Faults,
+}
+
+impl Observer for Panics {
+    fn before(&self, call: Call) -> Result<(), DeviceError> {
+        if self.faults.before(call).is_err() {
+            panic!("a driver's callback panics");
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_panic_of_a_worker_is_an_error_at_the_visit_and_the_next_pass_works() {
+    let expected = support::expected(&support::mixed_model(), &ArrivalPolicy::default());
+    let visits: Vec<_> = (0..10).collect();
+    let in_reader: fn(&Call) -> bool = |call| matches!(call, Call::StagingBytes);
+    let in_feeder: fn(&Call) -> bool =
+        |call| matches!(call, Call::UploadStaged { .. } | Call::Decode);
+    for chosen in [in_reader, in_feeder] {
+        for n in [0, 3, 8] {
+            let observer = Panics {
+                faults: Faults::new(chosen),
+            };
+            let faults = observer.faults.clone();
+            let device = Observed::new(CpuDevice::builder().pins(false).build(), observer);
+            let stream = device.inner().inline_stream();
+            let mut offload = Offload::builder(&device)
+                .model(support::mixed_model())
+                .remainder_below(64)
+                .device_budget(DeviceBudget::Least)
+                .build()
+                .unwrap();
+            faults.arm(n);
+            let seen = support::Seen::default();
+            let mut outcomes = Vec::new();
+            for _ in 0..3 {
+                outcomes.push(support::pass(&mut offload, PassKind::FULL, &stream, &seen));
+            }
+            let failed: Vec<_> = outcomes.iter().filter_map(|o| o.as_ref().err()).collect();
+            match failed[..] {
+                [OffloadError::WorkerPanicked { message }] => {
+                    assert_eq!(message, "a driver's callback panics");
+                }
+                ref other => panic!("{other:?}"),
+            }
+            for (block, hashes) in std::mem::take(&mut *seen.lock()) {
+                assert_eq!(hashes, expected[block]);
+            }
+            support::pass(&mut offload, PassKind::FULL, &stream, &seen).unwrap();
+            support::check(&seen, &expected, &visits);
+        }
+    }
+}
+
+/// A program was dropped on the way out of a load that failed, while its decodes still ran.
+#[test]
+fn a_load_that_fails_waits_for_what_it_submitted() {
+    for pins in [true, false] {
+        for seed in 0..4 {
+            let mut failed = 0;
+            for n in 0.. {
+                let faults = Faults::new(|call| {
+                    matches!(
+                        call,
+                        Call::Wait | Call::Record | Call::Decode | Call::UploadPinned { .. }
+                    )
+                });
+                let inner = CpuDevice::builder().pins(pins).jitter(seed).build();
+                let device = Observed::new(inner, faults.clone());
+                faults.arm(n);
+                let built = Offload::builder(&device)
+                    .model(support::mixed_model())
+                    .remainder_below(64)
+                    .device_budget(DeviceBudget::mib(64))
+                    .build();
+                device.inner().memory().expect("no breach of contract");
+                let met = faults.seen() > n;
+                failed += usize::from(built.is_err());
+                drop(built);
+                assert_eq!(device.inner().live(), LiveCounts::default());
+                if !met {
+                    break;
+                }
+            }
+            assert!(failed > 20, "{failed}");
         }
     }
 }

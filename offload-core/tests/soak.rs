@@ -58,11 +58,11 @@ fn soak(rounds: u64, mut round: impl FnMut()) -> Result<(), String> {
     (0..rounds).for_each(|_| round());
     let after = Usage::now();
     println!("{rounds} rounds: {before:?}, then {after:?}");
-    if after.rss_bytes > before.rss_bytes + TOLERANCE_BYTES {
-        return Err(format!("memory grew from {before:?} to {after:?}"));
-    }
     if (after.threads, after.files) != (before.threads, before.files) {
         return Err(format!("left over: {before:?}, then {after:?}"));
+    }
+    if after.rss_bytes > before.rss_bytes + TOLERANCE_BYTES {
+        return Err(format!("memory grew from {before:?} to {after:?}"));
     }
     Ok(())
 }

@@ -213,28 +213,36 @@ impl<D: Device> Offload<D> {
     /// abandoned.
     ///
     /// # Errors
-    /// When there is no such kind, the executor is suspended, a file has changed, or the device fails.
+    /// When there is no such kind, the executor is suspended, a file has changed, or the device fails; and with what the
+    /// pass before failed when its last lease was released, if it ended without another call.
     pub fn pass(
         &mut self,
         kind: PassKind,
         stream: &D::Stream,
     ) -> Result<Pass<'_, D>, OffloadError> {
-        let kind_count = self.plan.kinds.len();
-        if kind.index() >= kind_count {
-            return Err(OffloadError::NoSuchKind {
-                kind: kind.0,
-                kind_count,
-            });
-        }
+        let kind = self.kind_index(kind)?;
         if self.loaded.is_none() {
             return Err(OffloadError::Suspended);
         }
         self.close_pass();
+        self.take_owed()?;
         self.files
             .iter()
             .try_for_each(|file| self.check_file(file))?;
-        self.begin_pass(kind.index(), stream)?;
+        self.begin_pass(kind, stream)?;
         Ok(Pass::new(self))
+    }
+
+    fn kind_index(&self, kind: PassKind) -> Result<usize, OffloadError> {
+        let kind_count = self.plan.kinds.len();
+        if kind.index() < kind_count {
+            Ok(kind.index())
+        } else {
+            Err(OffloadError::NoSuchKind {
+                kind: kind.0,
+                kind_count,
+            })
+        }
     }
 
     /// The plan being executed.
@@ -266,6 +274,7 @@ impl<D: Device> Offload<D> {
     /// When the device fails.
     pub fn report(&mut self) -> Result<Report, OffloadError> {
         self.close_pass();
+        self.take_owed()?;
         self.harvest_all()?;
         self.drain_feeder();
         let counters = &self.counters;
@@ -292,10 +301,9 @@ impl<D: Device> Offload<D> {
         })
     }
 
-    /// Spans of finished passes, if tracing was asked for.
-    #[must_use]
-    pub fn spans(&self) -> &[Span] {
-        &self.history.spans
+    /// Spans of the finished passes that a [`Report`] lists, oldest pass first, if tracing was asked for.
+    pub fn spans(&self) -> impl ExactSizeIterator<Item = &Span> {
+        self.history.spans.iter()
     }
 
     /// Frees the device memory and keeps the host side. Waits for the device.
@@ -309,7 +317,7 @@ impl<D: Device> Offload<D> {
         let drained = self.drain_streams();
         self.loaded = None;
         self.counters.set_live(0);
-        harvested.and(drained)
+        self.take_owed().and(harvested).and(drained)
     }
 
     /// Allocates and loads again after [`suspend`](Self::suspend); does nothing if not suspended.

@@ -110,20 +110,24 @@ pub struct Span {
 #[derive(Debug, Default)]
 pub(super) struct History {
     pub(super) passes: VecDeque<PassReport>,
-    pub(super) spans: Vec<Span>,
+    /// Those of the listed passes.
+    pub(super) spans: VecDeque<Span>,
 }
 
 impl History {
     pub(super) fn new() -> Self {
         Self {
             passes: VecDeque::with_capacity(LISTED_PASSES),
-            spans: Vec::new(),
+            spans: VecDeque::new(),
         }
     }
 
     pub(super) fn push(&mut self, pass: PassReport) {
-        if self.passes.len() == LISTED_PASSES {
-            self.passes.pop_front();
+        if self.passes.len() == LISTED_PASSES
+            && let Some(oldest) = self.passes.pop_front()
+        {
+            let later = self.spans.iter().position(|span| span.pass > oldest.pass);
+            self.spans.drain(..later.unwrap_or(self.spans.len()));
         }
         self.passes.push_back(pass);
     }
