@@ -3,6 +3,7 @@
 use crate::device::{DecodeEntry, DecodeTable, Device, DeviceError};
 use crate::encoding::Encoding;
 use crate::executor::error::OffloadError;
+use crate::executor::feeder::StagingBuffers;
 use crate::executor::layout::{BlockLayout, Location};
 use crate::executor::program::PinnedSources;
 use crate::executor::transfer::{Mark, Transfer};
@@ -132,20 +133,12 @@ pub(super) fn load<D: Device>(
     layouts: &[BlockLayout],
     pinned: &PinnedSources<D>,
     plan: &Plan,
-    staging_bytes: usize,
+    buffers: StagingBuffers,
 ) -> Result<u64, OffloadError> {
     let device = &transfer.device;
     let Pieces { pieces, tables } = cut(model, layouts, plan);
     let program = device.prepare(arena, &tables)?;
-    let submitted = submit(
-        transfer,
-        arena,
-        model,
-        pinned,
-        &pieces,
-        &program,
-        staging_bytes,
-    );
+    let submitted = submit(transfer, arena, model, pinned, &pieces, &program, buffers);
     let drained = drain(transfer);
     if drained.is_err() {
         // Decodes may still run, or the device is lost: a leak is all that is left.
@@ -181,7 +174,10 @@ fn submit<D: Device>(
     pinned: &PinnedSources<D>,
     pieces: &[Piece],
     program: &D::Program,
-    staging_bytes: usize,
+    StagingBuffers {
+        count,
+        bytes: buffer_bytes,
+    }: StagingBuffers,
 ) -> Result<u64, OffloadError> {
     let device = &transfer.device;
     let uploaded = device.create_event()?;
@@ -210,9 +206,9 @@ fn submit<D: Device>(
             let mut done = 0;
             while done < piece.bytes {
                 let left = usize::try_from(piece.bytes - done).unwrap_or(usize::MAX);
-                let len = left.min(staging_bytes);
-                if buffers.len() < 2 {
-                    buffers.push(device.allocate_staging(staging_bytes)?);
+                let len = left.min(buffer_bytes);
+                if buffers.len() < count.min(2) {
+                    buffers.push(device.allocate_staging(buffer_bytes)?);
                 }
                 turn = (turn + 1) % buffers.len();
                 let buffer = &mut buffers[turn];

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+use crate::executor::shortage::Shortage;
+
 /// How many of the last passes a report lists one by one.
 const LISTED_PASSES: usize = 1024;
 
@@ -142,6 +144,8 @@ pub struct Report {
     pub arena_bytes: u64,
     /// The budget it was planned for.
     pub budget_bytes: u64,
+    /// What memory was short when it was built, and what was done, in order.
+    pub shortages: Vec<Shortage>,
     /// The most live bytes at once.
     pub high_water_bytes: u64,
     /// Bytes moved to load residents and remainders.
@@ -192,6 +196,9 @@ impl fmt::Display for Report {
             mib(self.budget_bytes),
             mib(self.high_water_bytes)
         )?;
+        for shortage in &self.shortages {
+            writeln!(f, "short of memory   {shortage}")?;
+        }
         writeln!(f, "loaded once       {:.1} MiB", mib(self.load_bytes))?;
         writeln!(
             f,
