@@ -92,7 +92,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut hidden = vec![1.0; WIDTH];
         let mut pass = offload.pass(kind, &stream)?;
         match schedule.get(number + 1) {
-            Some(&next) => pass.then(next),
+            Some(&next) => pass.then(next)?,
             None => pass.last(),
         }
         while let Some(layer) = pass.acquire()? {

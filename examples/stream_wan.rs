@@ -192,8 +192,9 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
     bar.set_message("streamed");
     let streamed = within.passes(passes, &bar)?;
     bar.finish_and_clear();
-    if let Some(file) = trace {
-        write_trace(file, &streamed.spans)?;
+    if let (Some(file), Some(path)) = (trace, &arguments.trace) {
+        write_trace(file, &streamed.spans)
+            .map_err(|error| format!("{}: {error}", path.display()))?;
     }
 
     let variant = checkpoint
@@ -314,7 +315,7 @@ impl Run {
         Ok(Outcome {
             digests,
             report,
-            spans: self.offload.spans().to_vec(),
+            spans: self.offload.spans().cloned().collect(),
             uploaded_bytes,
         })
     }

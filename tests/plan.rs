@@ -224,3 +224,28 @@ fn bad_usage_and_bad_input_end_with_one_line() {
     refuse(&[&variant[..], &["--budget", "-1"]].concat());
     refuse(&["/nonexistent.gguf", "--budget", "8GiB"]);
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn standard_output_on_a_full_disk_is_an_error_that_says_so() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let fixture = support::fixture();
+    for form in [&["--json"][..], &[]] {
+        let output = std::process::Command::new(&*PROGRAM)
+            .arg(&fixture)
+            .args(["--budget", "100MiB"])
+            .args(form)
+            .stdout(
+                full.as_ref()
+                    .expect("Linux has it")
+                    .try_clone()
+                    .expect("is open"),
+            )
+            .output()
+            .expect("the program starts");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let line = String::from_utf8(output.stderr).expect("is text");
+        assert!(line.contains("standard output: No space left"), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+    }
+}

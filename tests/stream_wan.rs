@@ -190,6 +190,16 @@ fn bad_usage_and_bad_input_end_with_one_line() {
     refuse(&[fixture, "--trace", "/nonexistent/trace.json"]);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error_that_names_the_file() {
+    let fixture = support::fixture();
+    let fixture = fixture.to_str().expect("paths here are text");
+    let arguments = [fixture, "--json", "--trace", "/dev/full"];
+    let line = support::refused(&PROGRAM, &arguments);
+    assert!(line.contains("/dev/full: No space left"), "{line}");
+}
+
 #[test]
 fn cuda_is_refused_with_the_reason_where_it_cannot_be_used() {
     let fixture = support::fixture();

@@ -20,7 +20,7 @@ pub(crate) fn run<Arguments: Parser>(
         Err(error) if is_answer(error.kind()) => error.exit(),
         Err(error) => return refuse(&usage_line(&error.render().to_string())),
     };
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(Named(io::stdout().lock()));
     let result = body(arguments, &mut out).and_then(|()| Ok(out.flush()?));
     // What is left in the buffer was refused once; dropping the writer would try again.
     let (_, _) = out.into_parts();
@@ -29,6 +29,23 @@ pub(crate) fn run<Arguments: Parser>(
         Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => refuse(&one_line(error.as_ref())),
     }
+}
+
+/// Standard output, whose errors say so.
+struct Named<W>(W);
+
+impl<W: Write> Write for Named<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(named)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(named)
+    }
+}
+
+fn named(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("standard output: {error}"))
 }
 
 /// Whether clap's "error" is what the user asked for.

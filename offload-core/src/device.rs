@@ -141,7 +141,8 @@ impl<P> Pinning<P> {
 ///   undefined until written.
 /// - Dropping an arena, a program, a staging buffer or pinned memory is allowed at any time. The drop may wait for what
 ///   was submitted with it.
-/// - An arena begins at a multiple of [`PLACE_ALIGN`](crate::plan::PLACE_ALIGN) bytes on the device.
+/// - An arena begins at a multiple of [`PLACE_ALIGN`](crate::plan::PLACE_ALIGN) bytes on the device. One of 0 bytes is
+///   made and dropped like any other, and uploads of 0 bytes to it succeed.
 /// - An allocation that does not fit is [`DeviceError::OutOfMemory`] and leaves everything else usable.
 /// - Within submission ([`upload_pinned`](Self::upload_pinned), [`upload_staged`](Self::upload_staged),
 ///   [`decode`](Self::decode), [`record`](Self::record), [`wait`](Self::wait)) the host never waits for the device,
@@ -173,7 +174,7 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
     /// When the device does not answer.
     fn memory(&self) -> Result<DeviceMemory, DeviceError>;
 
-    /// Allocates the arena.
+    /// Allocates the arena. One of 0 bytes can be made: a plan in which nothing has bytes needs it.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`], or a lost device.
@@ -205,7 +206,8 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
     /// When the device is out of resources.
     fn create_event(&self) -> Result<Self::Event, DeviceError>;
 
-    /// Makes decode tables ready, so that one call decodes a block.
+    /// Makes decode tables ready, so that one call decodes a block. The program outlives every decode submitted with it:
+    /// dropping it earlier is a breach of contract, and the CPU device is lost by it.
     ///
     /// # Errors
     /// [`DeviceError::Unsupported`] if a table holds a conversion that the device cannot do.

@@ -38,6 +38,7 @@
 //! | [`encoding`], [`decode`] | how numbers are stored, the reference decoders | reads files |
 //! | [`plan`] | what is resident, where all lies, what moves when, how good that is | moves anything |
 //! | [`device`] | the contract of a backend | decides anything |
+//! | [`host`] | how much host memory there is | takes any |
 //! | [`executor`] | runs a plan on a device: passes and leases | plans |
 //! | [`cpu`] | the asynchronous reference device | is fast |
 //! | [`testing`] | conformance checks, wrappers, toy models | |
@@ -63,6 +64,7 @@ pub mod device;
 pub mod encoding;
 pub mod executor;
 pub mod format;
+pub mod host;
 pub mod model;
 pub mod plan;
 pub mod source;

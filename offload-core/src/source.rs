@@ -251,10 +251,11 @@ impl Source {
         }
     }
 
-    /// Copies `buffer.len()` bytes from `offset` of the range.
+    /// Copies `buffer.len()` bytes from `offset` of the range. Asks afterwards whether the file is still as it was when it
+    /// was opened, so that bytes of a file that is being rewritten are not taken for the model's.
     ///
     /// # Errors
-    /// When the file fails.
+    /// When the file fails or was written to.
     ///
     /// # Panics
     /// When the buffer reaches past the range.
@@ -273,7 +274,10 @@ impl Source {
                 buffer.copy_from_slice(&bytes[start..start + buffer.len()]);
                 Ok(())
             }
-            Self::File { file, range } => file.read_exact_at(buffer, range.start + offset),
+            Self::File { file, range } => {
+                file.read_exact_at(buffer, range.start + offset)?;
+                file.check_unchanged()
+            }
             Self::Described { range } => Err(SourceError::Described {
                 offset: range.start + offset,
                 len: buffer.len() as u64,

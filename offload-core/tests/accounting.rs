@@ -297,19 +297,8 @@ fn traces_hold_a_span_for_every_operation() {
         while pass.acquire().unwrap().is_some() {}
     }
     offload.report().unwrap();
-    let count = |stage| {
-        offload
-            .spans()
-            .iter()
-            .filter(|span| span.stage == stage)
-            .count()
-    };
+    let count = |stage| offload.spans().filter(|span| span.stage == stage).count();
     assert_eq!((count("upload"), count("compute")), (40, 40));
     assert!(count("decode") > 0);
-    assert!(
-        offload
-            .spans()
-            .iter()
-            .all(|span| span.begin_s <= span.end_s)
-    );
+    assert!(offload.spans().all(|span| span.begin_s <= span.end_s));
 }

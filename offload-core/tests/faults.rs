@@ -16,7 +16,7 @@ use offload_core::model::{Model, PassKind, Residency};
 use offload_core::source::{Source, SourceError, SourceFile};
 use offload_core::swappable::{Swappable, TensorSpec};
 use offload_core::testing::toy::{self, ToyBlock};
-use offload_core::testing::{Call, Faults, Observed};
+use offload_core::testing::{Call, Faults, Observed, Observer};
 
 type FaultyDevice = Observed<CpuDevice, Faults>;
 
@@ -237,6 +237,164 @@ fn a_lost_device_is_final_and_drop_does_not_hang() {
     }
 }
 
+/// An upload that nobody waited for had failed, and the visits after it, in later passes too, gave its error.
+#[test]
+fn skipping_over_a_failed_arrival_does_not_fail_later_passes() {
+    let expected = support::expected(&support::mixed_model(), &ArrivalPolicy::default());
+    for pins in [true, false] {
+        for n in 0..40 {
+            let faults = Faults::new(|call| {
+                matches!(
+                    call,
+                    Call::UploadPinned { .. } | Call::UploadStaged { .. } | Call::Decode
+                )
+            });
+            let device = device(pins, &faults);
+            let stream = device.inner().inline_stream();
+            let mut offload = build(&device).unwrap();
+            faults.arm(n);
+            let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+            pass.last();
+            while let Ok(true) = pass.skip() {}
+            drop(pass);
+            faults.disarm();
+            for _ in 0..3 {
+                checked_pass(&mut offload, &stream, &expected)
+                    .unwrap_or_else(|error| panic!("upload {n}, pins {pins}: {error:?}"));
+            }
+        }
+    }
+}
+
+/// The error of releasing the last lease was dropped with the pass.
+#[test]
+fn an_error_met_when_the_last_lease_drops_surfaces_at_the_next_call() {
+    let expected = support::expected(&support::mixed_model(), &ArrivalPolicy::default());
+    for pins in [true, false] {
+        for next in ["pass", "report", "suspend"] {
+            let faults = Faults::new(|call| matches!(call, Call::EndRead));
+            let device = device(pins, &faults);
+            let stream = device.inner().inline_stream();
+            let mut offload = build(&device).unwrap();
+            let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+            for _ in 0..9 {
+                drop(pass.acquire().unwrap());
+            }
+            let lease = pass.acquire().unwrap();
+            faults.arm(0);
+            drop(lease);
+            drop(pass);
+            faults.disarm();
+            let error = match next {
+                "pass" => offload.pass(PassKind::FULL, &stream).map(drop),
+                "report" => offload.report().map(drop),
+                _ => offload.suspend(),
+            };
+            match error.expect_err(next) {
+                OffloadError::Block { block, .. } => assert_eq!(block, "blocks.9"),
+                other => panic!("{next}: {other:?}"),
+            }
+            offload.resume().unwrap();
+            for _ in 0..2 {
+                checked_pass(&mut offload, &stream, &expected).unwrap();
+            }
+        }
+    }
+}
+
+/// Panics at one call instead of failing it.
+#[derive(Debug, Clone)]
+struct Panics {
+    faults: Faults,
+}
+
+impl Observer for Panics {
+    fn before(&self, call: Call) -> Result<(), DeviceError> {
+        if self.faults.before(call).is_err() {
+            panic!("a driver's callback panics");
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_panic_of_a_worker_is_an_error_at_the_visit_and_the_next_pass_works() {
+    let expected = support::expected(&support::mixed_model(), &ArrivalPolicy::default());
+    let visits: Vec<_> = (0..10).collect();
+    let in_reader: fn(&Call) -> bool = |call| matches!(call, Call::StagingBytes);
+    let in_feeder: fn(&Call) -> bool =
+        |call| matches!(call, Call::UploadStaged { .. } | Call::Decode);
+    for chosen in [in_reader, in_feeder] {
+        for n in [0, 3, 8] {
+            let observer = Panics {
+                faults: Faults::new(chosen),
+            };
+            let faults = observer.faults.clone();
+            let device = Observed::new(CpuDevice::builder().pins(false).build(), observer);
+            let stream = device.inner().inline_stream();
+            let mut offload = Offload::builder(&device)
+                .model(support::mixed_model())
+                .remainder_below(64)
+                .device_budget(DeviceBudget::Least)
+                .build()
+                .unwrap();
+            faults.arm(n);
+            let seen = support::Seen::default();
+            let mut outcomes = Vec::new();
+            for _ in 0..3 {
+                outcomes.push(support::pass(&mut offload, PassKind::FULL, &stream, &seen));
+            }
+            let failed: Vec<_> = outcomes.iter().filter_map(|o| o.as_ref().err()).collect();
+            match failed[..] {
+                [OffloadError::WorkerPanicked { message }] => {
+                    assert_eq!(message, "a driver's callback panics");
+                }
+                ref other => panic!("{other:?}"),
+            }
+            for (block, hashes) in std::mem::take(&mut *seen.lock()) {
+                assert_eq!(hashes, expected[block]);
+            }
+            support::pass(&mut offload, PassKind::FULL, &stream, &seen).unwrap();
+            support::check(&seen, &expected, &visits);
+        }
+    }
+}
+
+/// A program was dropped on the way out of a load that failed, while its decodes still ran.
+#[test]
+fn a_load_that_fails_waits_for_what_it_submitted() {
+    for pins in [true, false] {
+        for seed in 0..4 {
+            let mut failed = 0;
+            for n in 0.. {
+                let faults = Faults::new(|call| {
+                    matches!(
+                        call,
+                        Call::Wait | Call::Record | Call::Decode | Call::UploadPinned { .. }
+                    )
+                });
+                let inner = CpuDevice::builder().pins(pins).jitter(seed).build();
+                let device = Observed::new(inner, faults.clone());
+                faults.arm(n);
+                let built = Offload::builder(&device)
+                    .model(support::mixed_model())
+                    .remainder_below(64)
+                    .device_budget(DeviceBudget::mib(64))
+                    .build();
+                device.inner().memory().expect("no breach of contract");
+                let met = faults.seen() > n;
+                failed += usize::from(built.is_err());
+                drop(built);
+                assert_eq!(device.inner().live(), LiveCounts::default());
+                if !met {
+                    break;
+                }
+            }
+            assert!(failed > 20, "{failed}");
+        }
+    }
+}
+
 /// A model whose blocks lie in a file, one tensor each.
 fn model_in(file: &std::path::Path, blocks: u64, block_bytes: u64) -> Model {
     let source = SourceFile::open(file).unwrap();
@@ -314,18 +472,134 @@ fn a_file_truncated_under_a_pass_is_an_error_at_the_block() {
             Err(error) => break error,
         }
     };
-    assert_eq!(leased, 5);
-    match error {
-        OffloadError::Source {
-            block,
-            source: SourceError::Truncated { path, end, .. },
-        } => {
-            assert_eq!(
-                (&*block, path.as_path(), end),
-                ("blocks.5", file.path(), 5 * 4096 + 100)
-            );
+    assert!(leased <= 5, "block 5 is cut: {leased}");
+    let OffloadError::Source { block, source } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(block, format!("blocks.{leased}"));
+    match source {
+        SourceError::Changed { path, len, .. } => {
+            assert_eq!((&*path, len), (file.path(), 5 * 4096 + 100));
+        }
+        SourceError::Truncated { path, end, .. } => {
+            assert_eq!((&*path, end), (file.path(), 5 * 4096 + 100));
         }
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_file_rewritten_under_a_pass_is_an_error_or_gives_its_bytes() {
+    let old = toy::random_bytes(1, 8 * 4096);
+    for rewritten_at in 0..8 {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&old).unwrap();
+        let model = model_in(file.path(), 8, 4096);
+        let expected = support::expected(&model, &ArrivalPolicy::default());
+        let device = CpuDevice::new();
+        let stream = device.inline_stream();
+        let mut offload = Offload::builder(&device)
+            .model(model)
+            .remainder_below(64)
+            .device_budget(DeviceBudget::Least)
+            .build()
+            .unwrap();
+        let seen = support::Seen::default();
+        let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+        let mut error = None;
+        for visit in 0..8 {
+            if visit == rewritten_at {
+                // The same length, other bytes: only the time of writing tells. File systems count it in ticks of up to
+                // 10 ms, so the file is written until it differs from that of the opening.
+                let opened = file.as_file().metadata().unwrap().modified().unwrap();
+                while file.as_file().metadata().unwrap().modified().unwrap() == opened {
+                    std::fs::write(file.path(), toy::random_bytes(2, 8 * 4096)).unwrap();
+                }
+            }
+            match pass.acquire() {
+                Ok(lease) => support::compute(&lease.unwrap(), &stream, &seen),
+                Err(failed) => {
+                    error = Some(failed);
+                    break;
+                }
+            }
+        }
+        drop(pass);
+        // A head start of reads: the last blocks may have been read before the file was written to.
+        let right: Vec<_> = seen.lock().iter().map(|(block, _)| *block).collect();
+        assert!(right.len() >= rewritten_at, "{rewritten_at}: {right:?}");
+        support::check(&seen, &expected, &right);
+        match error {
+            Some(OffloadError::Source {
+                source: SourceError::Changed { path, .. } | SourceError::Truncated { path, .. },
+                ..
+            }) => assert_eq!(path, file.path()),
+            None => assert_eq!(right.len(), 8),
+            other => panic!("{other:?}"),
+        }
+        let next = offload.pass(PassKind::FULL, &stream).unwrap_err();
+        assert!(matches!(next, OffloadError::Source { .. }), "{next:?}");
+    }
+}
+
+#[test]
+fn a_file_replaced_by_another_of_its_name_keeps_giving_its_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model");
+    std::fs::write(&path, toy::random_bytes(1, 8 * 4096)).unwrap();
+    let model = model_in(&path, 8, 4096);
+    let expected = support::expected(&model, &ArrivalPolicy::default());
+    let device = CpuDevice::new();
+    let stream = device.inline_stream();
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .build()
+        .unwrap();
+    let other = folder.path().join("other");
+    std::fs::write(&other, toy::random_bytes(2, 8 * 4096)).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    let seen = support::Seen::default();
+    support::pass(&mut offload, PassKind::FULL, &stream, &seen).unwrap();
+    support::check(&seen, &expected, &[0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+/// `/proc/self/mem` is a regular file whose first page cannot be read: an input/output error without a broken disk.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_read_error_names_the_file_and_the_offset() {
+    let path = std::path::Path::new("/proc/self/mem");
+    for residency in [Residency::Always, Residency::Never] {
+        let model = model_in(path, 2, 4096)
+            .with_residency(0, residency)
+            .unwrap();
+        let device = CpuDevice::new();
+        let stream = device.inline_stream();
+        let error = Offload::builder(&device)
+            .model(model.with_residency(1, Residency::Never).unwrap())
+            .remainder_below(64)
+            .device_budget(DeviceBudget::mib(1))
+            .build()
+            .and_then(|mut offload| {
+                let mut pass = offload.pass(PassKind::FULL, &stream)?;
+                let first = pass.acquire()?.map(|lease| lease.visit());
+                panic!("visit {first:?} was leased");
+            });
+        let OffloadError::Source { block, source } = error.unwrap_err() else {
+            panic!("not an error of the source")
+        };
+        assert_eq!(block, "blocks.0");
+        let SourceError::Read {
+            path: named,
+            offset: 0,
+            source: system,
+            ..
+        } = source
+        else {
+            panic!("{source:?}")
+        };
+        assert_eq!((&*named, system.raw_os_error()), (path, Some(5)), "EIO");
     }
 }
 

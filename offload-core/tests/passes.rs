@@ -145,7 +145,7 @@ fn hints_right_wrong_and_missing_never_change_bytes() {
             let mut pass = rig.offload.pass(kind, &rig.stream).unwrap();
             match hint {
                 0 => {}
-                1 => pass.then(half),
+                1 => pass.then(half).unwrap(),
                 _ => pass.last(),
             }
             support::finish(&mut pass, &rig.stream, &rig.seen).unwrap();
@@ -164,7 +164,7 @@ fn a_right_hint_keeps_the_next_pass_warm_and_a_wrong_one_costs_bytes() {
     let follow = |rig: &mut Rig, hint: Option<PassKind>, next: PassKind| {
         let mut pass = rig.offload.pass(PassKind::FULL, &rig.stream).unwrap();
         if let Some(hint) = hint {
-            pass.then(hint);
+            pass.then(hint).unwrap();
         }
         support::finish(&mut pass, &rig.stream, &rig.seen).unwrap();
         drop(pass);
@@ -438,4 +438,98 @@ fn an_unknown_pass_kind_is_refused_with_the_numbers() {
         error.to_string(),
         "pass kind 7 does not exist: the model has 1"
     );
+}
+
+#[test]
+fn a_hint_of_an_unknown_kind_is_refused_with_the_numbers_and_changes_nothing() {
+    for mut rig in Rig::both() {
+        let mut pass = rig.offload.pass(PassKind::FULL, &rig.stream).unwrap();
+        let error = pass.then(PassKind(7)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "pass kind 7 does not exist: the model has 1"
+        );
+        support::finish(&mut pass, &rig.stream, &rig.seen).unwrap();
+        drop(pass);
+        rig.wait();
+        support::check(&rig.seen, &rig.expected, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        rig.check_pass(PassKind::FULL);
+        let report = rig.offload.report().unwrap();
+        let cold: Vec<_> = report.passes.iter().map(|pass| pass.cold).collect();
+        assert_eq!(cold, [true, false]);
+    }
+}
+
+/// Kinds that move nothing, between passes that are cut short, on streams that take turns: whatever is written over a
+/// block must still wait for its last reader, which is no longer in the pass before.
+#[test]
+fn a_pass_that_moves_nothing_after_an_abandoned_one_keeps_the_fences() {
+    let (model, nothing) = support::mixed_model()
+        .with_kind("nothing", [], |_, _| true)
+        .unwrap();
+    let (model, one) = model.with_kind("one", [3], |_, _| true).unwrap();
+    let expected = support::expected(&model, &ArrivalPolicy::default());
+    for seed in 0..60u64 {
+        let device = CpuDevice::builder()
+            .pins(seed % 2 == 0)
+            .poison(true)
+            .jitter(seed)
+            .build();
+        let streams = [
+            device.create_stream("one").unwrap(),
+            device.create_stream("two").unwrap(),
+        ];
+        let mut offload = Offload::builder(&device)
+            .model(model.clone())
+            .remainder_below(64)
+            .device_budget(DeviceBudget::Least)
+            .build()
+            .unwrap();
+        let seen = support::Seen::default();
+        for round in 0..6 {
+            let turn = |offset: u64| &streams[((round + offset + seed / 2) % 2) as usize];
+            let mut pass = offload.pass(PassKind::FULL, turn(0)).unwrap();
+            for _ in 0..(seed + round) % 10 {
+                let lease = pass.acquire().unwrap().unwrap();
+                support::compute(&lease, turn(0), &seen);
+            }
+            drop(pass);
+            for offset in 0..1 + seed % 3 {
+                drop(offload.pass(nothing, turn(offset)).unwrap());
+            }
+            if seed % 5 == 0 {
+                support::pass(&mut offload, one, turn(1), &seen).unwrap();
+            }
+            support::pass(&mut offload, PassKind::FULL, turn(1), &seen).unwrap();
+        }
+        drop(offload);
+        drop(streams);
+        device.memory().expect("no breach of contract");
+        for (block, hashes) in std::mem::take(&mut *seen.lock()) {
+            assert_eq!(hashes, expected[block], "seed {seed}, block {block}");
+        }
+    }
+}
+
+#[test]
+fn a_trace_is_kept_for_as_many_passes_as_a_report_lists() {
+    let device = CpuDevice::new();
+    let stream = device.inline_stream();
+    let mut offload = Offload::builder(&device)
+        .model(toy::model(&[[8, 256]; 3], &support::MIXED, 1))
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .trace(true)
+        .build()
+        .unwrap();
+    for _ in 0..1100 {
+        let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+        while pass.acquire().unwrap().is_some() {}
+    }
+    let report = offload.report().unwrap();
+    let oldest = report.passes.first().unwrap().pass;
+    assert_eq!((oldest, report.passes.len()), (76, 1024));
+    let passes: std::collections::BTreeSet<_> = offload.spans().map(|span| span.pass).collect();
+    assert_eq!(passes.len(), 1024);
+    assert_eq!(passes.first(), Some(&oldest));
 }

@@ -377,7 +377,7 @@ impl Case {
                 note!(self, "  hint {hint} of {kinds}");
                 match u32::try_from(hint).unwrap() {
                     hint if hint as usize == kinds => pass.last(),
-                    hint => pass.then(PassKind(hint)),
+                    hint => pass.then(PassKind(hint))?,
                 }
             }
             if visit == until {

@@ -181,3 +181,22 @@ fn the_default_is_worth_streaming() {
     let bytes: u64 = block.tensors().iter().map(|t| t.source().len()).sum();
     assert!((2_000_000..3_000_000).contains(&bytes), "{bytes} bytes");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let path = dir.path().join("made.gguf");
+    // What is written to the partial file meets a device without room.
+    std::os::unix::fs::symlink("/dev/full", dir.path().join("made.gguf.partial"))
+        .expect("a link can be made");
+    let error = synthesize(&small(Recipe::F32), &path).expect_err("nothing can be written");
+    assert!(error.to_string().contains("made.gguf"), "{error}");
+    let mut cause: &dyn Error = &error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    assert!(cause.to_string().contains("No space left"), "{cause}");
+    let left = fs::read_dir(dir.path()).expect("is a folder").count();
+    assert_eq!(left, 0, "neither a part nor a whole");
+}

@@ -3,6 +3,8 @@
 //! Counts, for each file that only one of the two takes, why the other refuses it; fails if this reader takes one that
 //! candle refuses for a reason that is not expected, or if the two read different tensors from a file that both take.
 
+mod files;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Cursor;
@@ -12,11 +14,7 @@ use std::process::ExitCode;
 
 use candle_core::Device;
 use candle_core::quantized::gguf_file::Content;
-use offload_core::format::gguf::{Gguf, GgufError};
-use offload_core::source::Source;
-use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
-use rand::{Rng, SeedableRng};
+use offload_core::format::gguf::GgufError;
 
 /// Why candle refuses what is sound: limits of its own.
 const EXPECTED: &[&str] = &[
@@ -33,21 +31,16 @@ const PANIC: &str = "panic";
 type Tensors = BTreeMap<String, (Vec<u64>, u64)>;
 
 fn ours(path: &Path) -> Result<(Tensors, bool), GgufError> {
-    let opened = Gguf::open(path)?;
+    let opened = files::open(path)?;
     let mut reshaped = false;
     let tensors = opened
         .tensors()
         .iter()
         .map(|tensor| {
-            let Source::File { range, .. } = tensor.source() else {
-                panic!("{} is in no file", tensor.name());
-            };
+            let begin = files::range(tensor).start;
             let encoding = tensor.encoding();
             reshaped |= encoding.bytes_of(tensor.shape()) != Ok(tensor.source().len());
-            (
-                tensor.name().to_owned(),
-                (tensor.shape().to_vec(), range.start),
-            )
+            (tensor.name().to_owned(), (tensor.shape().to_vec(), begin))
         })
         .collect();
     Ok((tensors, reshaped))
@@ -74,55 +67,6 @@ fn candle(bytes: &[u8]) -> Result<Tensors, String> {
     }
 }
 
-fn mutate(bytes: &mut Vec<u8>, random: &mut StdRng) {
-    // Most of what can be lied about is in the header.
-    let near = bytes.len().min(600);
-    let at = random.random_range(0..near.max(1));
-    match random.random_range(0..8) {
-        0 => bytes.truncate(random.random_range(0..=bytes.len())),
-        1 => bytes.resize(bytes.len() + random.random_range(1..64), 0),
-        2 if at + 8 <= bytes.len() => {
-            let power = 1u64 << random.random_range(0..64);
-            let word = power.wrapping_add_signed(random.random_range(-2..3));
-            bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
-        }
-        3 if at + 4 <= bytes.len() => {
-            let word: u32 = random.random_range(0..48);
-            bytes[at..at + 4].copy_from_slice(&word.to_le_bytes());
-        }
-        4 => {
-            let piece = bytes[at..(at + 8).min(bytes.len())].to_vec();
-            bytes.splice(at..at, piece);
-        }
-        5 => {
-            bytes.drain(at..(at + 8).min(bytes.len()));
-        }
-        _ => {
-            if let Some(byte) = bytes.get_mut(at) {
-                *byte = random.random();
-            }
-        }
-    }
-}
-
-fn seeds() -> Vec<Vec<u8>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut paths: Vec<_> = [
-        "../seeds/gguf",
-        "../../offload-core/tests/data/gguf_hostile",
-    ]
-    .iter()
-    .flat_map(|folder| fs::read_dir(root.join(folder)).expect("is in the repository"))
-    .map(|entry| entry.expect("can be listed").path())
-    .collect();
-    paths.sort();
-    paths
-        .iter()
-        .map(|path| fs::read(path).expect("can be read"))
-        .filter(|bytes| bytes.len() < 8192)
-        .collect()
-}
-
 /// The error without what differs from file to file.
 fn kind(error: &str) -> String {
     let words: Vec<_> = error
@@ -133,33 +77,17 @@ fn kind(error: &str) -> String {
     words.join(" ")
 }
 
-/// The name of the rule.
-fn rule(error: &GgufError) -> String {
-    let debug = match error {
-        GgufError::Malformed { flaw, .. } => format!("{flaw:?}"),
-        other => format!("{other:?}"),
-    };
-    let end = debug.find(|c: char| !c.is_alphanumeric());
-    debug[..end.unwrap_or(debug.len())].to_owned()
-}
-
 fn main() -> ExitCode {
     let count = std::env::args()
         .nth(1)
         .map_or(2_000, |text| text.parse().expect("a number of files"));
     std::panic::set_hook(Box::new(|_| {}));
-    let seeds = seeds();
     let folder = tempfile::tempdir().expect("a folder can be made");
     let path = folder.path().join("file.gguf");
-    let mut random = StdRng::seed_from_u64(0x6667);
     let (mut both, mut neither, mut panics, mut wrong) = (0, 0, 0, 0);
     let mut only_ours: BTreeMap<String, u32> = BTreeMap::new();
     let mut only_candle: BTreeMap<String, u32> = BTreeMap::new();
-    for number in 0..count {
-        let mut bytes = seeds.choose(&mut random).expect("there are seeds").clone();
-        for _ in 0..random.random_range(0..3) {
-            mutate(&mut bytes, &mut random);
-        }
+    for (number, bytes) in files::damaged(0x6667).take(count).enumerate() {
         fs::write(&path, &bytes).expect("can be written");
         match (ours(&path), candle(&bytes)) {
             (Ok((ours, reshaped)), Ok(candle)) => {
@@ -184,7 +112,7 @@ fn main() -> ExitCode {
                 *only_ours.entry(kind(&error)).or_default() += 1;
             }
             (Err(error), Ok(_)) => {
-                *only_candle.entry(rule(&error)).or_default() += 1;
+                *only_candle.entry(files::rule(&error)).or_default() += 1;
             }
             (Err(_), Err(said)) => {
                 neither += 1;

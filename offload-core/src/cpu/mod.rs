@@ -125,7 +125,20 @@ pub struct CpuArena {
 /// Decode tables of the CPU device.
 #[derive(Debug)]
 pub struct CpuProgram {
+    /// A decode keeps a clone until it ran.
     tables: Arc<Vec<DecodeTable>>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for CpuProgram {
+    fn drop(&mut self) {
+        let pending = Arc::strong_count(&self.tables) - 1;
+        if pending > 0 {
+            self.shared.break_with(format!(
+                "contract: a program is dropped under {pending} decodes"
+            ));
+        }
+    }
 }
 
 fn check_upload(arena: &CpuArena, offset: u64, len: usize) {
@@ -233,6 +246,7 @@ impl Device for CpuDevice {
         transfer::check_tables(tables, arena.memory.bytes())?;
         Ok(CpuProgram {
             tables: Arc::new(tables.to_vec()),
+            shared: Arc::clone(&self.shared),
         })
     }
 

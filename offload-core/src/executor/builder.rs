@@ -37,6 +37,15 @@ impl DeviceBudget {
     }
 }
 
+/// Host memory that offloading may take for itself: its staging buffers. The model's own bytes are not in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostBudget {
+    /// So many bytes.
+    Bytes(u64),
+    /// What is available when building, by [`host::available_bytes`](crate::host::available_bytes).
+    Available,
+}
+
 /// Settings that do not depend on a device.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -93,6 +102,7 @@ pub struct OffloadBuilder<D: Device, M = Model> {
     pub(super) budget: DeviceBudget,
     pub(super) settings: Settings,
     pub(super) staging: StagingBuffers,
+    pub(super) host: HostBudget,
     pub(super) trace: bool,
     pub(super) amend: fn(Plan) -> Plan,
 }
@@ -106,6 +116,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             budget: DeviceBudget::LeaveFree(1 << 30),
             settings: Settings::default(),
             staging: StagingBuffers::default(),
+            host: HostBudget::Available,
             trace: false,
             amend: |plan| plan,
         }
@@ -118,6 +129,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             budget,
             settings,
             staging,
+            host,
             trace,
             amend,
             model: (),
@@ -128,6 +140,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             budget,
             settings,
             staging,
+            host,
             trace,
             amend,
         }
@@ -159,6 +172,15 @@ impl<D: Device, M> OffloadBuilder<D, M> {
         self
     }
 
+    /// Host memory that may be taken. Default: what is available.
+    ///
+    /// Where it does not hold the staging buffers, smaller ones are used, down to two of 64 KiB; then what would stream
+    /// through them stays on the device, if that is allowed as much. Each step is logged and stands in the report.
+    pub fn host_budget(mut self, budget: HostBudget) -> Self {
+        self.host = budget;
+        self
+    }
+
     /// Buffers between files and the device.
     pub fn staging_buffers(mut self, staging: StagingBuffers) -> Self {
         self.staging = staging;
@@ -182,10 +204,20 @@ impl<D: Device, M> OffloadBuilder<D, M> {
 impl<D: Device> OffloadBuilder<D, Model> {
     /// Plans, allocates and loads what stays.
     ///
+    /// If the device refuses the arena, a smaller one is planned, down to the least for which there is a plan; each
+    /// refusal is logged and stands in the report.
+    ///
     /// # Errors
-    /// When no plan fits the budget, the device refuses, or a source cannot be read.
+    /// When no plan fits the budget, the device or the host refuses the least memory, or a source cannot be read.
     pub fn build(self) -> Result<Offload<D>, OffloadError> {
         Offload::build(self)
+    }
+
+    pub(super) fn host_bytes(&self) -> Option<u64> {
+        match self.host {
+            HostBudget::Bytes(bytes) => Some(bytes),
+            HostBudget::Available => crate::host::available_bytes(),
+        }
     }
 
     pub(super) fn planner_budget(&self) -> Result<Budget, OffloadError> {

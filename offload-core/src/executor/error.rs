@@ -64,6 +64,19 @@ pub enum OffloadError {
     /// [`suspend`](super::Offload::suspend) was called and [`resume`](super::Offload::resume) was not.
     #[error("offloading is suspended")]
     Suspended,
+    /// Host memory does not hold the least staging buffers, and device memory not what would stream through them.
+    #[error(
+        "host memory of {host_bytes} bytes is too small for staging buffers of {needed_bytes} bytes"
+    )]
+    HostMemory {
+        /// Bytes of the buffers.
+        needed_bytes: u64,
+        /// Bytes that may be taken.
+        host_bytes: u64,
+        /// Why what would stream cannot stay on the device, if that would do.
+        #[source]
+        plan: Option<PlanError>,
+    },
     /// A worker thread panicked.
     #[error("worker thread panicked: {message}")]
     WorkerPanicked {

@@ -101,12 +101,14 @@ impl<D: Device> Feeder<D> {
             .map(|_| device.allocate_staging(buffers.bytes.max(1)))
             .collect::<Result<_, _>>()?;
         let (messages, inbox) = bounded(jobs_ahead + 1);
-        let (reads, to_read) = bounded::<Read<D>>(count);
-        let (filled, from_readers) = bounded::<Filled<D>>(count);
+        // Made before the channels between the threads: if one cannot be spawned, the channels are closed first, and the
+        // threads that were spawned end when the feeder joins them.
         let mut feeder = Self {
             messages: Some(messages),
             threads: Vec::new(),
         };
+        let (reads, to_read) = bounded::<Read<D>>(count);
+        let (filled, from_readers) = bounded::<Filled<D>>(count);
         let parallelism = std::thread::available_parallelism().map_or(1, usize::from);
         for _ in 0..count.min(parallelism).min(8) {
             let (transfer, to_read) = (Arc::clone(transfer), to_read.clone());

@@ -93,7 +93,7 @@ pub(super) struct Upload {
     pub(super) image_offset: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct BlockLayout {
     pub(super) tensors: Vec<TensorLayout>,
     /// Streamable tensors that hold bytes, in image order.

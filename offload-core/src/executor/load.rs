@@ -1,8 +1,9 @@
 //! Loading what stays: residents and remainders, tensor by tensor, decoded in pieces through the staging range.
 
-use crate::device::{DecodeEntry, DecodeTable, Device};
+use crate::device::{DecodeEntry, DecodeTable, Device, DeviceError};
 use crate::encoding::Encoding;
 use crate::executor::error::OffloadError;
+use crate::executor::feeder::StagingBuffers;
 use crate::executor::layout::{BlockLayout, Location};
 use crate::executor::program::PinnedSources;
 use crate::executor::transfer::{Mark, Transfer};
@@ -122,7 +123,9 @@ fn arrived_bytes(stored: Encoding, arrived: Encoding, encoded_bytes: u64) -> u64
         * arrived.quant_block_bytes()
 }
 
-/// Submits everything that stays, and marks the end of it on both streams. Returns the bytes moved.
+/// Brings everything that stays, and waits until it is there. Returns the bytes moved.
+///
+/// The streams hold nothing of it any more when this returns, whether it succeeds or not.
 pub(super) fn load<D: Device>(
     transfer: &Transfer<D>,
     arena: &D::Arena,
@@ -130,17 +133,59 @@ pub(super) fn load<D: Device>(
     layouts: &[BlockLayout],
     pinned: &PinnedSources<D>,
     plan: &Plan,
-    staging_bytes: usize,
+    buffers: StagingBuffers,
 ) -> Result<u64, OffloadError> {
     let device = &transfer.device;
     let Pieces { pieces, tables } = cut(model, layouts, plan);
     let program = device.prepare(arena, &tables)?;
+    let submitted = submit(transfer, arena, model, pinned, &pieces, &program, buffers);
+    let drained = drain(transfer);
+    if drained.is_err() {
+        // Decodes may still run, or the device is lost: a leak is all that is left.
+        std::mem::forget(program);
+    }
+    let moved = submitted?;
+    drained?;
+    Ok(moved)
+}
+
+/// Waits until both streams have done all that they were given.
+fn drain<D: Device>(transfer: &Transfer<D>) -> Result<(), DeviceError> {
+    let device = &transfer.device;
+    let tails = [
+        (&transfer.upload_tail, &transfer.upload),
+        (&transfer.decode_tail, &transfer.decode),
+    ];
+    let mut outcome = Ok(());
+    for (tail, stream) in tails {
+        // One more try: a call that failed once says nothing about the work before it.
+        let marked = (tail.record(device, stream)).or_else(|_| tail.record(device, stream));
+        let waited =
+            marked.and_then(|()| (tail.synchronize(device)).or_else(|_| tail.synchronize(device)));
+        outcome = outcome.and(waited);
+    }
+    outcome
+}
+
+fn submit<D: Device>(
+    transfer: &Transfer<D>,
+    arena: &D::Arena,
+    model: &Model,
+    pinned: &PinnedSources<D>,
+    pieces: &[Piece],
+    program: &D::Program,
+    StagingBuffers {
+        count,
+        bytes: buffer_bytes,
+    }: StagingBuffers,
+) -> Result<u64, OffloadError> {
+    let device = &transfer.device;
     let uploaded = device.create_event()?;
     let decoded: [Mark<D>; HALVES as usize] = [Mark::new(device)?, Mark::new(device)?];
     let mut buffers: Vec<D::Staging> = Vec::new();
     let mut turn = 0;
     let mut moved = 0;
-    for piece in &pieces {
+    for piece in pieces {
         let block = &model.blocks()[piece.block];
         let of_block = |error| OffloadError::of_block(block.name(), error);
         let source = block.tensors()[piece.tensor].source();
@@ -161,9 +206,9 @@ pub(super) fn load<D: Device>(
             let mut done = 0;
             while done < piece.bytes {
                 let left = usize::try_from(piece.bytes - done).unwrap_or(usize::MAX);
-                let len = left.min(staging_bytes);
-                if buffers.len() < 2 {
-                    buffers.push(device.allocate_staging(staging_bytes)?);
+                let len = left.min(buffer_bytes);
+                if buffers.len() < count.min(2) {
+                    buffers.push(device.allocate_staging(buffer_bytes)?);
                 }
                 turn = (turn + 1) % buffers.len();
                 let buffer = &mut buffers[turn];
@@ -189,17 +234,12 @@ pub(super) fn load<D: Device>(
                 .wait(&transfer.decode, &uploaded, generation)
                 .map_err(of_block)?;
             device
-                .decode(&transfer.decode, arena, &program, table)
+                .decode(&transfer.decode, arena, program, table)
                 .map_err(of_block)?;
             decoded[half]
                 .record(device, &transfer.decode)
                 .map_err(of_block)?;
         }
     }
-    transfer.upload_tail.record(device, &transfer.upload)?;
-    transfer.decode_tail.record(device, &transfer.decode)?;
-    // The program and the buffers live until the device is done with them.
-    transfer.upload_tail.synchronize(device)?;
-    transfer.decode_tail.synchronize(device)?;
     Ok(moved)
 }

@@ -25,6 +25,7 @@ mod load;
 mod pass;
 mod program;
 mod report;
+mod shortage;
 mod transfer;
 mod walk;
 
@@ -33,7 +34,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-pub use builder::{DeviceBudget, OffloadBuilder, Settings};
+pub use builder::{DeviceBudget, HostBudget, OffloadBuilder, Settings};
 pub use costs::Costs;
 pub use error::OffloadError;
 pub use feeder::StagingBuffers;
@@ -41,15 +42,17 @@ pub use layout::{Arrival, ArrivalPolicy};
 pub use lease::{ArrivedTensor, Lease};
 pub use pass::Pass;
 pub use report::{Counters, PassReport, Report, Span};
+pub use shortage::Shortage;
 
 use crate::device::{Device, DeviceError};
-use crate::model::{Model, PassKind};
-use crate::plan::Plan;
+use crate::model::{Model, PassKind, Residency};
+use crate::plan::{Budget, Plan, Tier};
 use crate::source::{Source, SourceFile};
 use feeder::Feeder;
 use layout::BlockLayout;
 use program::PinnedSources;
 use report::History;
+use shortage::{Ask, Refused};
 use transfer::{Loaded, Transfer};
 use walk::Progress;
 
@@ -63,7 +66,7 @@ pub struct Offload<D: Device> {
     files: Vec<Arc<SourceFile>>,
     pinned: PinnedSources<D>,
     plan: Plan,
-    load_staging_bytes: usize,
+    buffers: StagingBuffers,
     // Dropped before `transfer` and `loaded`: joins the threads that use both.
     feeder: Option<Feeder<D>>,
     loaded: Option<Arc<Loaded<D>>>,
@@ -71,6 +74,7 @@ pub struct Offload<D: Device> {
     progress: Progress<D>,
     counters: Arc<Counters>,
     history: History,
+    shortages: Vec<Shortage>,
     origin: Option<D::Event>,
     generation: u64,
 }
@@ -82,23 +86,51 @@ impl<D: Device> Offload<D> {
     }
 
     fn build(builder: OffloadBuilder<D>) -> Result<Self, OffloadError> {
-        let budget = builder.planner_budget()?;
+        let (budget, host_bytes) = (builder.planner_budget()?, builder.host_bytes());
+        let mut ask = Ask::new(budget, builder.staging, host_bytes);
+        let layouts = builder.settings.layouts(&builder.model);
+        let pinned = program::pin_sources(&builder.device, &builder.model)?;
+        loop {
+            match Self::attempt(&builder, &ask, layouts.clone(), pinned.clone()) {
+                Ok(mut offload) => {
+                    offload.shortages = ask.shortages;
+                    return Ok(offload);
+                }
+                Err(refused) => ask.lower(refused)?,
+            }
+        }
+    }
+
+    fn attempt(
+        builder: &OffloadBuilder<D>,
+        ask: &Ask,
+        layouts: Vec<BlockLayout>,
+        pinned: PinnedSources<D>,
+    ) -> Result<Self, Refused> {
         let OffloadBuilder {
             device,
             model,
             settings,
-            staging,
             trace,
             amend,
             ..
         } = builder;
-        let layouts = settings.layouts(&model);
-        let pinned = program::pin_sources(&device, &model)?;
-        let workload = program::workload::<D>(&model, &layouts, &pinned, &settings.costs);
-        let plan = amend(Plan::make(&workload, &settings.costs.rates, budget)?);
-        let (kinds, tables) = program::build::<D>(&model, &layouts, &pinned, &plan);
+        let mut workload = program::workload::<D>(model, &layouts, &pinned, &settings.costs);
+        if ask.keeps() {
+            for block in &mut workload.blocks {
+                if block.tier != Tier::Pinned && block.residency == Residency::Planned {
+                    block.residency = Residency::Always;
+                }
+            }
+        }
+        let make = |budget| Plan::make(&workload, &settings.costs.rates, budget);
+        let plan = amend(make(ask.budget).map_err(Refused::Plan)?);
+        let (kinds, tables) = program::build::<D>(model, &layouts, &pinned, &plan);
         let streamed = || kinds.iter().flat_map(|kind| kind.visits.iter().flatten());
         let staged = !streamed().all(program::VisitProgram::is_pinned);
+        if staged || !program::is_all_pinned::<D>(model, &pinned) {
+            ask.check_buffers(staged)?;
+        }
         // Uploads and decodes of two passes: handing one over never waits.
         let jobs_ahead = 4 * kinds
             .iter()
@@ -110,7 +142,7 @@ impl<D: Device> Offload<D> {
             .iter()
             .map(|block| block.name().to_owned())
             .collect();
-        let transfer = Arc::new(Transfer::new(&device, kinds, names, trace)?);
+        let transfer = Arc::new(Transfer::new(device, kinds, names, *trace)?);
         let tensors = (model.blocks().iter())
             .map(|block| {
                 let names = block.tensors().iter().enumerate();
@@ -127,31 +159,45 @@ impl<D: Device> Offload<D> {
                 files.push(Arc::clone(file));
             }
         }
-        let origin = if trace {
+        let origin = if *trace {
             Some(device.create_event()?)
         } else {
             None
         };
         let mut offload = Self {
             progress: Progress::new(),
-            model,
+            model: model.clone(),
             layouts,
             tensors,
             files,
             pinned,
             plan,
-            load_staging_bytes: staging.bytes.max(1),
+            buffers: ask.buffers,
             feeder: None,
             loaded: None,
             transfer,
             counters: Arc::new(Counters::default()),
             history: History::new(),
+            shortages: Vec::new(),
             origin,
             generation: 0,
         };
-        offload.load(&tables)?;
+        let arena = match offload.allocate() {
+            Ok(arena) => arena,
+            Err(OffloadError::Device(error @ DeviceError::OutOfMemory { .. })) => {
+                return Err(Refused::Arena {
+                    arena_bytes: offload.plan.arena_bytes,
+                    least_bytes: make(Budget::Least).map_err(Refused::Plan)?.arena_bytes,
+                    error,
+                });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let of_staging = |error| Refused::of_staging(error, ask.buffers, staged);
+        offload.load(arena, &tables).map_err(of_staging)?;
         if staged {
-            offload.feeder = Some(Feeder::start(&offload.transfer, staging, jobs_ahead)?);
+            let feeder = Feeder::start(&offload.transfer, ask.buffers, jobs_ahead);
+            offload.feeder = Some(feeder.map_err(of_staging)?);
         }
         if let Some(origin) = &offload.origin {
             let generation = device.record(&offload.transfer.upload, origin)?;
@@ -160,14 +206,21 @@ impl<D: Device> Offload<D> {
         Ok(offload)
     }
 
-    /// Allocates the arena and fills in what stays.
-    fn load(&mut self, tables: &[crate::device::DecodeTable]) -> Result<(), OffloadError> {
-        let device = &self.transfer.device;
+    /// Allocates the arena.
+    fn allocate(&self) -> Result<D::Arena, OffloadError> {
         self.files
             .iter()
             .try_for_each(|file| self.check_file(file))?;
-        let arena = device.allocate_arena(self.plan.arena_bytes)?;
-        let program = device.prepare(&arena, tables)?;
+        Ok(self.transfer.device.allocate_arena(self.plan.arena_bytes)?)
+    }
+
+    /// Fills in what stays.
+    fn load(
+        &mut self,
+        arena: D::Arena,
+        tables: &[crate::device::DecodeTable],
+    ) -> Result<(), OffloadError> {
+        let program = self.transfer.device.prepare(&arena, tables)?;
         let moved = load::load(
             &self.transfer,
             &arena,
@@ -175,16 +228,8 @@ impl<D: Device> Offload<D> {
             &self.layouts,
             &self.pinned,
             &self.plan,
-            self.load_staging_bytes,
-        );
-        let moved = match moved {
-            Ok(moved) => moved,
-            Err(error) => {
-                // The streams may still write into the arena that is about to be freed.
-                let _ = self.drain_streams();
-                return Err(error);
-            }
-        };
+            self.buffers,
+        )?;
         Counters::add(&self.counters.load_bytes, moved);
         self.loaded = Some(Arc::new(Loaded { arena, program }));
         self.generation += 1;
@@ -213,28 +258,36 @@ impl<D: Device> Offload<D> {
     /// abandoned.
     ///
     /// # Errors
-    /// When there is no such kind, the executor is suspended, a file has changed, or the device fails.
+    /// When there is no such kind, the executor is suspended, a file has changed, or the device fails; and with what the
+    /// pass before failed when its last lease was released, if it ended without another call.
     pub fn pass(
         &mut self,
         kind: PassKind,
         stream: &D::Stream,
     ) -> Result<Pass<'_, D>, OffloadError> {
-        let kind_count = self.plan.kinds.len();
-        if kind.index() >= kind_count {
-            return Err(OffloadError::NoSuchKind {
-                kind: kind.0,
-                kind_count,
-            });
-        }
+        let kind = self.kind_index(kind)?;
         if self.loaded.is_none() {
             return Err(OffloadError::Suspended);
         }
         self.close_pass();
+        self.take_owed()?;
         self.files
             .iter()
             .try_for_each(|file| self.check_file(file))?;
-        self.begin_pass(kind.index(), stream)?;
+        self.begin_pass(kind, stream)?;
         Ok(Pass::new(self))
+    }
+
+    fn kind_index(&self, kind: PassKind) -> Result<usize, OffloadError> {
+        let kind_count = self.plan.kinds.len();
+        if kind.index() < kind_count {
+            Ok(kind.index())
+        } else {
+            Err(OffloadError::NoSuchKind {
+                kind: kind.0,
+                kind_count,
+            })
+        }
     }
 
     /// The plan being executed.
@@ -266,6 +319,7 @@ impl<D: Device> Offload<D> {
     /// When the device fails.
     pub fn report(&mut self) -> Result<Report, OffloadError> {
         self.close_pass();
+        self.take_owed()?;
         self.harvest_all()?;
         self.drain_feeder();
         let counters = &self.counters;
@@ -277,6 +331,7 @@ impl<D: Device> Offload<D> {
             device: self.transfer.device.name(),
             arena_bytes: self.plan.arena_bytes,
             budget_bytes: self.plan.budget_bytes,
+            shortages: self.shortages.clone(),
             high_water_bytes: counters.high_water_bytes(),
             load_bytes: counters.load_bytes(),
             wire_bytes: submitted.saturating_sub(past_end_bytes),
@@ -292,10 +347,9 @@ impl<D: Device> Offload<D> {
         })
     }
 
-    /// Spans of finished passes, if tracing was asked for.
-    #[must_use]
-    pub fn spans(&self) -> &[Span] {
-        &self.history.spans
+    /// Spans of the finished passes that a [`Report`] lists, oldest pass first, if tracing was asked for.
+    pub fn spans(&self) -> impl ExactSizeIterator<Item = &Span> {
+        self.history.spans.iter()
     }
 
     /// Frees the device memory and keeps the host side. Waits for the device.
@@ -309,19 +363,21 @@ impl<D: Device> Offload<D> {
         let drained = self.drain_streams();
         self.loaded = None;
         self.counters.set_live(0);
-        harvested.and(drained)
+        self.take_owed().and(harvested).and(drained)
     }
 
     /// Allocates and loads again after [`suspend`](Self::suspend); does nothing if not suspended.
     ///
     /// # Errors
-    /// As [`OffloadBuilder::build`]; the executor stays suspended then.
+    /// When the device refuses the arena of the plan (no smaller one is planned here), or a source cannot be read. The
+    /// executor stays suspended then, and may try again.
     pub fn resume(&mut self) -> Result<(), OffloadError> {
         if self.loaded.is_some() {
             return Ok(());
         }
         let (_, tables) = program::build::<D>(&self.model, &self.layouts, &self.pinned, &self.plan);
-        self.load(&tables)
+        let arena = self.allocate()?;
+        self.load(arena, &tables)
     }
 
     /// Gives up what was prefetched. What a worker has begun to submit still is.

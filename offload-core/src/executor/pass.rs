@@ -10,6 +10,44 @@ use crate::executor::walk::Next;
 use crate::model::PassKind;
 
 /// One walk over the visits of a pass kind. Dropping it before the last visit abandons the rest.
+///
+/// It hands out one lease at a time; a second one does not compile:
+///
+/// ```compile_fail,E0499
+/// # use offload_core::{cpu::CpuDevice, executor::{OffloadError, Pass}};
+/// fn two(mut pass: Pass<'_, CpuDevice>) -> Result<(), OffloadError> {
+///     let first = pass.acquire()?;
+///     let second = pass.acquire()?;
+///     drop((first, second));
+///     Ok(())
+/// }
+/// ```
+///
+/// No lease outlives its pass:
+///
+/// ```compile_fail,E0505
+/// # use offload_core::{cpu::CpuDevice, executor::{OffloadError, Pass}};
+/// fn outlive(mut pass: Pass<'_, CpuDevice>) -> Result<(), OffloadError> {
+///     let lease = pass.acquire()?;
+///     drop(pass);
+///     drop(lease);
+///     Ok(())
+/// }
+/// ```
+///
+/// One after the other is what is meant:
+///
+/// ```
+/// # use offload_core::{cpu::CpuDevice, executor::{OffloadError, Pass}};
+/// fn walk(mut pass: Pass<'_, CpuDevice>) -> Result<(), OffloadError> {
+///     let first = pass.acquire()?;
+///     drop(first);
+///     let second = pass.acquire()?;
+///     drop(second);
+///     drop(pass);
+///     Ok(())
+/// }
+/// ```
 #[must_use]
 pub struct Pass<'a, D: Device> {
     offload: &'a mut Offload<D>,
@@ -48,16 +86,11 @@ impl<'a, D: Device> Pass<'a, D> {
     /// Says that a pass of `kind` will follow, so that its first blocks are brought while this one ends. Without it,
     /// the same kind is expected. A wrong hint costs an exposed copy, never wrong bytes.
     ///
-    /// # Panics
-    /// When the model has no such kind.
-    pub fn then(&mut self, kind: PassKind) {
-        let kind_count = self.offload.plan.kinds.len();
-        assert!(
-            kind.index() < kind_count,
-            "contract: pass kind {} of {kind_count}",
-            kind.0
-        );
-        self.offload.progress.next = Next::Kind(kind.index());
+    /// # Errors
+    /// When the model has no such kind; nothing changes then.
+    pub fn then(&mut self, kind: PassKind) -> Result<(), OffloadError> {
+        self.offload.progress.next = Next::Kind(self.offload.kind_index(kind)?);
+        Ok(())
     }
 
     /// Says that no pass follows, so that nothing is brought for it.

@@ -38,6 +38,16 @@ pub(super) fn pin_sources<D: Device>(
     Ok(pinned)
 }
 
+/// Whether the device reads every tensor in place.
+pub(super) fn is_all_pinned<D: Device>(model: &Model, pinned: &PinnedSources<D>) -> bool {
+    model.blocks().iter().enumerate().all(|(block, swappable)| {
+        let tensors = swappable.tensors().iter().enumerate();
+        tensors
+            .into_iter()
+            .all(|(tensor, spec)| spec.source().is_empty() || pinned.contains_key(&(block, tensor)))
+    })
+}
+
 /// What the planner is told about a model.
 pub(super) fn workload<D: Device>(
     model: &Model,

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+use crate::executor::shortage::Shortage;
+
 /// How many of the last passes a report lists one by one.
 const LISTED_PASSES: usize = 1024;
 
@@ -110,20 +112,24 @@ pub struct Span {
 #[derive(Debug, Default)]
 pub(super) struct History {
     pub(super) passes: VecDeque<PassReport>,
-    pub(super) spans: Vec<Span>,
+    /// Those of the listed passes.
+    pub(super) spans: VecDeque<Span>,
 }
 
 impl History {
     pub(super) fn new() -> Self {
         Self {
             passes: VecDeque::with_capacity(LISTED_PASSES),
-            spans: Vec::new(),
+            spans: VecDeque::new(),
         }
     }
 
     pub(super) fn push(&mut self, pass: PassReport) {
-        if self.passes.len() == LISTED_PASSES {
-            self.passes.pop_front();
+        if self.passes.len() == LISTED_PASSES
+            && let Some(oldest) = self.passes.pop_front()
+        {
+            let later = self.spans.iter().position(|span| span.pass > oldest.pass);
+            self.spans.drain(..later.unwrap_or(self.spans.len()));
         }
         self.passes.push_back(pass);
     }
@@ -138,6 +144,8 @@ pub struct Report {
     pub arena_bytes: u64,
     /// The budget it was planned for.
     pub budget_bytes: u64,
+    /// What memory was short when it was built, and what was done, in order.
+    pub shortages: Vec<Shortage>,
     /// The most live bytes at once.
     pub high_water_bytes: u64,
     /// Bytes moved to load residents and remainders.
@@ -188,6 +196,9 @@ impl fmt::Display for Report {
             mib(self.budget_bytes),
             mib(self.high_water_bytes)
         )?;
+        for shortage in &self.shortages {
+            writeln!(f, "short of memory   {shortage}")?;
+        }
         writeln!(f, "loaded once       {:.1} MiB", mib(self.load_bytes))?;
         writeln!(
             f,

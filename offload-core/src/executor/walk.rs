@@ -67,8 +67,12 @@ pub(super) struct Progress<D: Device> {
     head_kind: usize,
     any_head: bool,
     live: LiveWindow,
-    /// The error of this pass, once it surfaced.
+    /// The error of this pass, once it was met.
     error: Option<OffloadError>,
+    /// Whether the caller was given it.
+    told: bool,
+    /// An error that a pass ended with before the caller was given it; the next call that can fail does.
+    owed: Option<OffloadError>,
     /// The pass and visit of an arrival that failed. Its error surfaces there; earlier visits still arrive.
     failed: Option<(u64, usize)>,
     /// The last passes that ended, older first, until their times are taken.
@@ -103,6 +107,8 @@ impl<D: Device> Progress<D> {
             any_head: false,
             live: LiveWindow::default(),
             error: None,
+            told: false,
+            owed: None,
             failed: None,
             ended: [None, None],
             unmarked: None,
@@ -142,11 +148,11 @@ impl<D: Device> Offload<D> {
         self.harvest_oldest()?;
         // While this pass runs, the next one takes over the events of the pass before the last, on which arrivals of the
         // last depend.
-        if let Some(last) = self.progress.ended[1] {
-            self.await_last_submission(last);
-        }
+        let last = self.progress.ended[1].map(|last| self.await_last_submission(last));
+        // An arrival failed that nobody waited for, because its visit was skipped. Whatever came after it was given up.
+        let failed = matches!(last, Some(Err(_)));
         let usable = self.progress.head_kind == kind || !self.progress.any_head;
-        let warm = !self.progress.cold && usable;
+        let warm = !self.progress.cold && usable && !failed;
         if !warm {
             self.abandon_transfers();
             self.progress.live = LiveWindow::default();
@@ -166,7 +172,7 @@ impl<D: Device> Offload<D> {
         progress.forget_head();
         progress.next = Next::Kind(kind);
         progress.head_kind = kind;
-        progress.error = None;
+        (progress.error, progress.told) = (None, false);
         Counters::add(&self.counters.passes, 1);
         // Fences name the latest reader for all before it: computes of all passes run in one order, whatever stream an
         // engine uses for each.
@@ -176,12 +182,17 @@ impl<D: Device> Offload<D> {
         };
         let begin = transfer.pass_begin(progress.pass);
         if let Err(error) = begun.and_then(|()| begin.record(&transfer.device, stream)) {
-            self.progress.error = Some(OffloadError::Device(error.clone()));
+            let error = self.fail(OffloadError::Device(error));
             self.close_pass();
-            return Err(error.into());
+            return Err(error);
         }
         self.pump();
         Ok(())
+    }
+
+    /// The error that a pass ended with before anybody could be told.
+    pub(super) fn take_owed(&mut self) -> Result<(), OffloadError> {
+        self.progress.owed.take().map_or(Ok(()), Err)
     }
 
     /// Ends the running pass, if there is one: as complete if every visit is closed, else as abandoned.
@@ -197,6 +208,9 @@ impl<D: Device> Offload<D> {
         progress.unmarked = Some((progress.pass, stream));
         let complete = progress.next_visit == transfer.kinds[progress.kind].blocks.len()
             && progress.error.is_none();
+        if !progress.told && progress.error.is_some() {
+            progress.owed = progress.error.take();
+        }
         progress.ended[0] = progress.ended[1].replace(Ended {
             pass: progress.pass,
             epoch: progress.epoch,
@@ -398,8 +412,8 @@ impl<D: Device> Offload<D> {
 
     pub(super) fn acquire(&mut self) -> Result<bool, OffloadError> {
         self.close_lease();
-        if let Some(error) = &self.progress.error {
-            return Err(error.clone());
+        if let Some(error) = self.progress.error.clone() {
+            return Err(self.fail(error));
         }
         let visit = self.progress.next_visit;
         if visit == self.transfer.kinds[self.progress.kind].blocks.len() {
@@ -411,11 +425,14 @@ impl<D: Device> Offload<D> {
                 Counters::add(&self.counters.visits, 1);
                 Ok(true)
             }
-            Err(error) => {
-                self.progress.error = Some(error.clone());
-                Err(error)
-            }
+            Err(error) => Err(self.fail(error)),
         }
+    }
+
+    /// Keeps an error for the rest of the pass, and gives it to the caller.
+    fn fail(&mut self, error: OffloadError) -> OffloadError {
+        self.progress.told = true;
+        self.progress.error.insert(error).clone()
     }
 
     fn open_lease(&mut self, visit: usize) -> Result<(), OffloadError> {
@@ -472,8 +489,8 @@ impl<D: Device> Offload<D> {
 
     pub(super) fn skip(&mut self) -> Result<bool, OffloadError> {
         self.close_lease();
-        if let Some(error) = &self.progress.error {
-            return Err(error.clone());
+        if let Some(error) = self.progress.error.clone() {
+            return Err(self.fail(error));
         }
         let (kind, visit) = (self.progress.kind, self.progress.next_visit);
         if visit == self.transfer.kinds[kind].blocks.len() {
@@ -482,8 +499,7 @@ impl<D: Device> Offload<D> {
         if self.progress.failed == Some((self.progress.pass, visit)) {
             let arrival = self.transfer.state(self.progress.pass, kind, visit).arrival;
             if let Arrival::Failed(error) = arrival {
-                self.progress.error = Some(error.clone());
-                return Err(error);
+                return Err(self.fail(error));
             }
         }
         let stream = self
@@ -494,8 +510,7 @@ impl<D: Device> Offload<D> {
         // Its arrival was issued, because everything it depends on is closed; only its reader is missing.
         if let Err(error) = self.release(visit, &stream) {
             let error = OffloadError::of_block(self.transfer.block_name(kind, visit), error);
-            self.progress.error = Some(error.clone());
-            return Err(error);
+            return Err(self.fail(error));
         }
         self.progress.next_visit += 1;
         self.progress.unread |= self.transfer.program(kind, visit).is_some();
@@ -518,17 +533,18 @@ impl<D: Device> Offload<D> {
 
     /// The last streamed visit of a pass that is complete, once it is submitted. Somebody who leased it waited for that
     /// already; nobody did if it was skipped.
-    fn await_last_submission(&self, ended: Ended) -> Option<usize> {
+    ///
+    /// # Errors
+    /// When it failed, or an arrival before it. Nothing of it is under way then.
+    fn await_last_submission(&self, ended: Ended) -> Result<Option<usize>, OffloadError> {
         let visits = &self.transfer.kinds[ended.kind].visits;
-        let last = visits
-            .iter()
-            .rposition(Option::is_some)
-            .filter(|_| ended.complete)?;
-        // One that failed has nothing under way; its error surfaces where it is needed.
+        let last = visits.iter().rposition(Option::is_some);
+        let Some(last) = last.filter(|_| ended.complete) else {
+            return Ok(None);
+        };
         self.transfer
-            .await_submission(ended.pass, ended.kind, last)
-            .ok()
-            .map(|_| last)
+            .await_submission(ended.pass, ended.kind, last)?;
+        Ok(Some(last))
     }
 
     /// Waits until the device is done with a pass: with its last compute and its last arrival. Arrivals of an abandoned
@@ -538,7 +554,8 @@ impl<D: Device> Offload<D> {
         transfer
             .pass_end(ended.pass)
             .synchronize(&transfer.device)?;
-        let Some(last) = self.await_last_submission(ended) else {
+        // One that failed concerns nobody but the visits that need it.
+        let Ok(Some(last)) = self.await_last_submission(ended) else {
             return Ok(());
         };
         let state = transfer.state(ended.pass, ended.kind, last);
@@ -612,7 +629,7 @@ impl<D: Device> Offload<D> {
                     let begin_s = device.elapsed(origin, from)? + shift;
                     let end_s = device.elapsed(origin, to)?;
                     let block = block.to_owned();
-                    self.history.spans.push(Span {
+                    self.history.spans.push_back(Span {
                         stage,
                         block,
                         pass,

@@ -368,6 +368,9 @@ fn arenas_are_aligned<H: Harness>(harness: &H) {
         );
         assert_eq!(harness.device().address(&arena, 1), address + 1);
     }
+    let (stream, empty) = (stream(harness, "empty"), arena(harness, 0));
+    upload(harness, &stream, &empty, 0, &[]);
+    assert!(harness.read(&stream, &empty, 0..0).is_empty());
 }
 
 fn an_allocation_that_does_not_fit_is_an_error<H: Harness>(harness: &H) {

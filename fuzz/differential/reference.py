@@ -1,0 +1,60 @@
+"""What GGML's own reader of GGUF files (PyPI: gguf) says to each file named on standard input.
+
+Writes one line of JSON a file: the tensors as it sees them, or why it refuses. Reads no data.
+"""
+
+import json
+import signal
+import sys
+import warnings
+
+from gguf import GGUFReader, GGUFValueType
+
+# It walks arrays element by element, whatever length they claim.
+SECONDS = 1.0
+
+
+def too_long(signum, frame):
+    raise TimeoutError("it takes too long")
+
+
+def read(path):
+    reader = GGUFReader(path)
+    tensors = [
+        {
+            "name": tensor.name,
+            "shape": [int(dim) for dim in reversed(tensor.shape)],
+            "id": int(tensor.tensor_type),
+            "begin": int(tensor.data_offset),
+            "bytes": int(tensor.n_bytes),
+            "reshaped": f"comfy.gguf.orig_shape.{tensor.name}" in reader.fields,
+        }
+        for tensor in reader.tensors
+    ]
+    fields = reader.fields.values()
+
+    def values(kind):
+        of_kind = [field for field in fields if field.types[-1:] == [kind]]
+        return [bytes(field.parts[part]) for field in of_kind for part in field.data]
+
+    texts = [text.decode("latin1") for text in values(GGUFValueType.STRING)]
+    return {
+        "keys": list(reader.fields),
+        "texts": texts,
+        "bools": [byte for value in values(GGUFValueType.BOOL) for byte in value],
+        "alignment": int(reader.alignment),
+        "data_offset": int(reader.data_offset),
+        "tensors": tensors,
+    }
+
+
+warnings.simplefilter("ignore")
+signal.signal(signal.SIGALRM, too_long)
+for line in sys.stdin:
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        answer = read(line.rstrip("\n"))
+    except Exception as error:
+        answer = {"refused": f"{type(error).__name__}: {error}"}
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    print(json.dumps(answer), flush=True)
