@@ -16,6 +16,7 @@ mod i_quants;
 mod k_quants;
 mod legacy;
 mod low_bit;
+mod scaled;
 
 use std::fmt;
 
@@ -23,6 +24,8 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 
 use crate::encoding::Encoding;
+
+pub use scaled::{Scale, decode_scaled, is_scalable};
 
 /// A type of number that a computation reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,6 +108,13 @@ pub fn decode(
     arrived: &mut [u8],
 ) -> Result<(), DecodeError> {
     let decoder = decoder(encoding).ok_or(DecodeError::Unsupported { encoding })?;
+    assert_lengths(encoding, encoded, target, arrived);
+    decoder(encoded, target, arrived);
+    Ok(())
+}
+
+/// Checks that `encoded` is whole quant blocks and `arrived` has room for just their numbers, and counts those.
+fn assert_lengths(encoding: Encoding, encoded: &[u8], target: Float, arrived: &[u8]) -> u64 {
     let (encoded_bytes, block_bytes) = (encoded.len() as u64, encoding.quant_block_bytes());
     assert!(
         encoded_bytes.is_multiple_of(block_bytes),
@@ -116,8 +126,7 @@ pub fn decode(
         "contract: {numbers} numbers as {target} do not fill {} bytes",
         arrived.len()
     );
-    decoder(encoded, target, arrived);
-    Ok(())
+    numbers
 }
 
 /// One quant block as it lies in memory. Its fields are bytes, so that it has no padding and may lie anywhere.
@@ -185,6 +194,16 @@ fn decode_as<B: QuantBlock<LEN>, const LEN: usize>(
     target: Float,
     arrived: &mut [u8],
 ) {
+    decode_with::<B, LEN>(encoded, target, arrived, |number| number);
+}
+
+/// Decodes quant blocks, with each number passed through `scaled` before it is rounded.
+fn decode_with<B: QuantBlock<LEN>, const LEN: usize>(
+    encoded: &[u8],
+    target: Float,
+    arrived: &mut [u8],
+    scaled: impl Fn(f32) -> f32,
+) {
     const {
         assert!(size_of::<B>() as u64 == B::ENCODING.quant_block_bytes());
         assert!(LEN as u64 == B::ENCODING.quant_block_len());
@@ -192,9 +211,9 @@ fn decode_as<B: QuantBlock<LEN>, const LEN: usize>(
     }
     let blocks: &[B] = bytemuck::cast_slice(encoded);
     match target {
-        Float::F32 => fill(blocks, arrived, f32::to_le_bytes),
-        Float::F16 => fill(blocks, arrived, |x| f16::from_f32(x).to_le_bytes()),
-        Float::BF16 => fill(blocks, arrived, |x| bf16::from_f32(x).to_le_bytes()),
+        Float::F32 => fill(blocks, arrived, |x| scaled(x).to_le_bytes()),
+        Float::F16 => fill(blocks, arrived, |x| f16::from_f32(scaled(x)).to_le_bytes()),
+        Float::BF16 => fill(blocks, arrived, |x| bf16::from_f32(scaled(x)).to_le_bytes()),
     }
 }
 

@@ -351,6 +351,7 @@ fn copy_table(from: u64, to: u64, bytes: u64) -> DecodeTable {
         entries: vec![DecodeEntry {
             encoding: Encoding::F32,
             arrived: Encoding::F32,
+            scale: None,
             encoded: place(from),
             place: place(to),
         }],
@@ -454,6 +455,7 @@ fn conversion_equals_the_reference<H: Harness>(
         entries.push(DecodeEntry {
             encoding,
             arrived: float.encoding(),
+            scale: None,
             encoded,
             place,
         });
@@ -519,6 +521,7 @@ fn an_unknown_conversion_is_refused<H: Harness>(harness: &H) {
     let entry = DecodeEntry {
         encoding: Encoding::I64,
         arrived: Encoding::F32,
+        scale: None,
         encoded: Place {
             offset: 0,
             bytes: 8,
