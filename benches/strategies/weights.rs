@@ -6,6 +6,7 @@ use bytes::Bytes;
 use offload_core::device::DeviceError;
 use offload_core::encoding::Encoding;
 use offload_core::model::Model;
+use offload_core::source::Source;
 use offload_core::swappable::{Swappable, TensorSpec};
 use offload_core::testing::toy::ToyBlock;
 use offload_cuda::CudaDevice;
@@ -75,11 +76,15 @@ pub(crate) fn blocks(
 pub(crate) fn model(storage: Storage, blocks: &[Bytes]) -> Model {
     let blocks = blocks.iter().enumerate().map(|(index, bytes)| {
         let mut start = 0;
+        let memory = Arc::new(bytes.clone());
         let tensors = (0..MATRICES.len()).map(|matrix| {
             let (outputs, inputs, _) = MATRICES[matrix];
-            let end = start + storage.bytes(matrix);
-            let source = bytes.slice(start..end);
-            start = end;
+            let end = start + storage.bytes(matrix) as u64;
+            let range = std::mem::replace(&mut start, end)..end;
+            let source = Source::Memory {
+                memory: Arc::clone(&memory),
+                range,
+            };
             let name = format!("matrix.{matrix}");
             TensorSpec::new(name, [outputs, inputs], storage.encoding(matrix), source)
                 .expect("as many bytes as the shape needs")

@@ -70,7 +70,7 @@ impl Work {
             bytes as f64 * 1e-9,
             begin.elapsed().as_secs_f64()
         );
-        let pin = |bytes: &Bytes| device.pin(&Source::Memory(bytes.clone()));
+        let pin = |bytes: &Bytes| device.pin(&Source::from(bytes.clone()));
         let pinned = blocks
             .iter()
             .map(|bytes| {
@@ -239,7 +239,7 @@ impl Engine {
                 .chunks_exact_mut(2)
                 .for_each(|number| weights::scale(number, Encoding::BF16));
         });
-        let source = Source::Memory(random.map_err(text)?);
+        let source = Source::from(random.map_err(text)?);
         let pinned = work.device.pin(&source).map_err(text)?.pinned();
         let pinned = pinned.expect("memory of the device is pinned");
         work.device

@@ -210,8 +210,7 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
     /// When the device is out of resources.
     fn create_event(&self) -> Result<Self::Event, DeviceError>;
 
-    /// Makes decode tables ready, so that one call decodes a block. The program outlives every decode submitted with it:
-    /// dropping it earlier is a breach of contract, and the CPU device is lost by it.
+    /// Makes decode tables ready, so that one call decodes a block.
     ///
     /// # Errors
     /// [`DeviceError::Unsupported`] if a table holds a conversion that the device cannot do.

@@ -210,8 +210,13 @@ impl fmt::Debug for SourceFile {
 /// A range of encoded bytes and its owner.
 #[derive(Clone)]
 pub enum Source {
-    /// Memory that the source keeps alive.
-    Memory(Bytes),
+    /// A range of memory that the source keeps alive. Neighbours in one `memory` are uploaded together.
+    Memory {
+        /// The memory, shared by all sources in it.
+        memory: Arc<Bytes>,
+        /// Bytes of it, from its start.
+        range: Range<u64>,
+    },
     /// A range of an open file.
     File {
         /// The open file.
@@ -231,8 +236,9 @@ impl Source {
     #[must_use]
     pub fn len(&self) -> u64 {
         match self {
-            Self::Memory(bytes) => bytes.len() as u64,
-            Self::File { range, .. } | Self::Described { range } => range.end - range.start,
+            Self::Memory { range, .. } | Self::File { range, .. } | Self::Described { range } => {
+                range.end - range.start
+            }
         }
     }
 
@@ -242,12 +248,26 @@ impl Source {
         self.len() == 0
     }
 
-    /// Reaches on to the end of `next`, which lies behind it in the same file.
+    /// The bytes, if they are in memory.
+    ///
+    /// # Panics
+    /// When the range reaches past the memory.
+    #[must_use]
+    pub fn bytes(&self) -> Option<Bytes> {
+        let Self::Memory { memory, range } = self else {
+            return None;
+        };
+        let position = |offset| usize::try_from(offset).expect("memory offsets fit usize");
+        Some(memory.slice(position(range.start)..position(range.end)))
+    }
+
+    /// Reaches on to the end of `next`, which lies behind it in the same file or memory.
     pub(crate) fn extend(&mut self, next: &Self) {
         match (self, next) {
             (Self::File { range, .. }, Self::File { range: next, .. })
+            | (Self::Memory { range, .. }, Self::Memory { range: next, .. })
             | (Self::Described { range }, Self::Described { range: next }) => range.end = next.end,
-            (this, next) => unreachable!("{this:?} and {next:?} are not in one file"),
+            (this, next) => unreachable!("{this:?} and {next:?} do not lie in one"),
         }
     }
 
@@ -269,9 +289,9 @@ impl Source {
             self.len()
         );
         match self {
-            Self::Memory(bytes) => {
-                let start = usize::try_from(offset).expect("memory offsets fit usize");
-                buffer.copy_from_slice(&bytes[start..start + buffer.len()]);
+            Self::Memory { memory, range } => {
+                let start = usize::try_from(range.start + offset).expect("memory fits usize");
+                buffer.copy_from_slice(&memory[start..start + buffer.len()]);
                 Ok(())
             }
             Self::File { file, range } => {
@@ -288,14 +308,16 @@ impl Source {
 
 impl From<Bytes> for Source {
     fn from(bytes: Bytes) -> Self {
-        Self::Memory(bytes)
+        let range = 0..bytes.len() as u64;
+        let memory = Arc::new(bytes);
+        Self::Memory { memory, range }
     }
 }
 
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Memory(bytes) => write!(f, "Memory({} bytes)", bytes.len()),
+            Self::Memory { range, .. } => write!(f, "Memory({range:?})"),
             Self::File { file, range } => write!(f, "File({}, {range:?})", file.path().display()),
             Self::Described { range } => write!(f, "Described({range:?})"),
         }

@@ -100,7 +100,8 @@ pub struct TensorSpec {
     encoding: Encoding,
     source: Source,
     role: Role,
-    scale: Option<Scale>,
+    /// Boxed: most tensors have none.
+    scale: Option<Box<Scale>>,
 }
 
 impl TensorSpec {
@@ -197,7 +198,7 @@ impl TensorSpec {
                 elements,
             }),
             _ => Ok(Self {
-                scale: Some(scale),
+                scale: Some(Box::new(scale)),
                 ..self
             }),
         }
@@ -245,7 +246,7 @@ impl TensorSpec {
     /// What its numbers are multiplied with when it is decoded.
     #[must_use]
     pub fn scale(&self) -> Option<&Scale> {
-        self.scale.as_ref()
+        self.scale.as_deref()
     }
 
     /// Elements it holds.

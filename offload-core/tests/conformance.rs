@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::mpsc;
 
 use offload_core::cpu::{CpuArena, CpuDevice, CpuStream};
-use offload_core::device::{DecodeTable, Device};
+use offload_core::device::Device;
 use offload_core::testing::conformance::{self, Harness};
 
 struct Cpu(CpuDevice);
@@ -60,30 +60,6 @@ fn the_cpu_device_keeps_the_contract_with_poison_jitter_and_no_pinning() {
         .pins(false)
         .build();
     conformance::check_all(&Cpu(device));
-}
-
-#[test]
-fn a_program_dropped_under_its_decodes_breaks_the_device() {
-    let cpu = Cpu(CpuDevice::new());
-    let device = &cpu.0;
-    let stream = device.create_stream("breach").unwrap();
-    let arena = device.allocate_arena(1024).unwrap();
-    let prepare = || device.prepare(&arena, &[DecodeTable::default()]).unwrap();
-    let kept = prepare();
-    device.decode(&stream, &arena, &kept, 0).unwrap();
-    cpu.read(&stream, &arena, 0..1);
-    drop(kept);
-    device.memory().expect("the decode was done");
-    let dropped = prepare();
-    let open = cpu.gate(&stream);
-    device.decode(&stream, &arena, &dropped, 0).unwrap();
-    drop(dropped);
-    open();
-    let error = device.memory().unwrap_err().to_string();
-    assert!(
-        error.contains("contract: a program is dropped under 1 decodes"),
-        "{error}"
-    );
 }
 
 #[test]

@@ -504,7 +504,7 @@ impl Device for CudaDevice {
 
     fn pin(&self, source: &Source) -> Result<Pinning<CudaPinned>, DeviceError> {
         match source {
-            Source::Memory(bytes) => Ok(self.pin_memory(bytes)),
+            Source::Memory { .. } => Ok(self.pin_memory(&source.bytes().expect("in memory"))),
             Source::File { file, range } => self.pin_file(file, range),
             Source::Described { .. } => Ok(Pinning::Staged {
                 reason: "it is described, not there".to_owned(),

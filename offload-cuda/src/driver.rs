@@ -287,6 +287,10 @@ impl Stream {
     /// Reads device memory. Waits for the stream.
     pub(crate) fn read(&self, range: &DeviceRange) -> Result<Vec<u8>, DeviceError> {
         let mut bytes = vec![0u8; range.bytes];
+        if bytes.is_empty() {
+            self.synchronize()?;
+            return Ok(bytes);
+        }
         self.context.enter()?;
         // SAFETY: `bytes` is as long as the range, and lives until the stream was waited for just below. If that fails
         // the device is lost or the copy failed, and it will not write any more.

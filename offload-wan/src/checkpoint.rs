@@ -202,7 +202,7 @@ impl Checkpoint {
 fn place(tensor: &TensorSpec) -> String {
     match tensor.source() {
         Source::File { file, .. } => file.path().display().to_string(),
-        Source::Memory(_) => "memory".to_owned(),
+        Source::Memory { .. } => "memory".to_owned(),
         Source::Described { .. } => "a description".to_owned(),
     }
 }

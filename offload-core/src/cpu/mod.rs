@@ -127,18 +127,6 @@ pub struct CpuArena {
 pub struct CpuProgram {
     /// A decode keeps a clone until it ran.
     tables: Arc<Vec<DecodeTable>>,
-    shared: Arc<Shared>,
-}
-
-impl Drop for CpuProgram {
-    fn drop(&mut self) {
-        let pending = Arc::strong_count(&self.tables) - 1;
-        if pending > 0 {
-            self.shared.break_with(format!(
-                "contract: a program is dropped under {pending} decodes"
-            ));
-        }
-    }
 }
 
 fn check_upload(arena: &CpuArena, offset: u64, len: usize) {
@@ -210,9 +198,9 @@ impl Device for CpuDevice {
     fn pin(&self, source: &Source) -> Result<Pinning<CpuPinned>, DeviceError> {
         self.shared.check()?;
         let options = &self.shared.options;
-        let (bytes, rung) = match source {
-            Source::Memory(bytes) if options.pins => (bytes.clone(), Rung::Memory),
-            Source::File { .. } if options.copies_files => {
+        let (bytes, rung) = match (source.bytes(), source) {
+            (Some(bytes), _) if options.pins => (bytes, Rung::Memory),
+            (_, Source::File { .. }) if options.copies_files => {
                 let mut copy = vec![0; usize::try_from(source.len()).unwrap_or(usize::MAX)];
                 match source.read(0, &mut copy) {
                     Ok(()) => (Bytes::from(copy), Rung::Copy),
@@ -246,7 +234,6 @@ impl Device for CpuDevice {
         transfer::check_tables(tables, arena.memory.bytes())?;
         Ok(CpuProgram {
             tables: Arc::new(tables.to_vec()),
-            shared: Arc::clone(&self.shared),
         })
     }
 

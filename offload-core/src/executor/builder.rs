@@ -104,6 +104,7 @@ pub struct OffloadBuilder<D: Device, M = Model> {
     pub(super) staging: StagingBuffers,
     pub(super) host: HostBudget,
     pub(super) trace: bool,
+    pub(super) pin_files: bool,
     pub(super) amend: fn(Plan) -> Plan,
 }
 
@@ -118,6 +119,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             staging: StagingBuffers::default(),
             host: HostBudget::Available,
             trace: false,
+            pin_files: true,
             amend: |plan| plan,
         }
     }
@@ -131,6 +133,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             staging,
             host,
             trace,
+            pin_files,
             amend,
             model: (),
         } = self;
@@ -142,6 +145,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             staging,
             host,
             trace,
+            pin_files,
             amend,
         }
     }
@@ -190,6 +194,13 @@ impl<D: Device, M> OffloadBuilder<D, M> {
     /// Records when uploads, decodes and visits begin and end; see [`Offload::spans`]. Default: off.
     pub fn trace(mut self, trace: bool) -> Self {
         self.trace = trace;
+        self
+    }
+
+    /// Whether ranges of files that are streamed are page-locked, where the device can: the fastest way, for as much
+    /// host memory as is streamed. Otherwise only the staging buffers are. Default: yes.
+    pub fn pin_files(mut self, pin: bool) -> Self {
+        self.pin_files = pin;
         self
     }
 

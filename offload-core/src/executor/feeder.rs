@@ -21,7 +21,6 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::device::{Device, DeviceError};
 use crate::executor::error::OffloadError;
-use crate::executor::program::UploadStep;
 use crate::executor::transfer::{Job, Transfer};
 use crate::plan::Stage;
 use crate::source::{Source, SourceError};
@@ -246,6 +245,12 @@ struct Failure {
     error: OffloadError,
 }
 
+/// A message, and whether it has chunks to be read.
+struct Queued<D: Device> {
+    message: Message<D>,
+    read: bool,
+}
+
 struct Feed<'a, D: Device> {
     transfer: &'a Transfer<D>,
     inbox: Receiver<Message<D>>,
@@ -255,7 +260,7 @@ struct Feed<'a, D: Device> {
     idle: VecDeque<D::Staging>,
     buffer_bytes: usize,
     /// Jobs not yet submitted; the front is being submitted.
-    jobs: VecDeque<Message<D>>,
+    jobs: VecDeque<Queued<D>>,
     /// Where reading stands: index in `jobs`, upload, bytes of it.
     next: (usize, usize, u64),
     /// Chunks handed to readers, and chunks submitted.
@@ -271,7 +276,7 @@ impl<D: Device> Feed<'_, D> {
     fn run(&mut self) {
         loop {
             while let Ok(message) = self.inbox.try_recv() {
-                self.jobs.push_back(message);
+                self.push(message);
             }
             self.pass_front();
             self.read_ahead();
@@ -281,31 +286,29 @@ impl<D: Device> Feed<'_, D> {
             }
             // Nothing is being read, so nothing is queued either: wait for more.
             match self.inbox.recv() {
-                Ok(message) => self.jobs.push_back(message),
+                Ok(message) => self.push(message),
                 Err(_) => return,
             }
         }
     }
 
-    /// Whether a message has chunks to be read.
-    fn is_read(&self, message: &Message<D>) -> bool {
-        match message {
+    /// Takes a message, and decides once and for all whether it has chunks to be read: a source may be pinned while its
+    /// upload waits here.
+    fn push(&mut self, message: Message<D>) {
+        let read = match &message {
             Message::Barrier(_) => false,
             Message::Job(job) => {
-                job.stage == Stage::Upload && self.transfer.visit_program(job).is_read()
+                job.stage == Stage::Upload && !self.transfer.visit_program(job).is_pinned()
             }
-        }
+        };
+        self.jobs.push_back(Queued { message, read });
     }
 
     /// Works off what stands in front and needs no staging buffer.
     fn pass_front(&mut self) {
-        while self
-            .jobs
-            .front()
-            .is_some_and(|message| !self.is_read(message))
-        {
+        while self.jobs.front().is_some_and(|queued| !queued.read) {
             self.next.0 = self.next.0.saturating_sub(1);
-            match self.jobs.pop_front() {
+            match self.jobs.pop_front().map(|queued| queued.message) {
                 Some(Message::Barrier(reply)) => {
                     let _ = reply.send(());
                 }
@@ -381,17 +384,17 @@ impl<D: Device> Feed<'_, D> {
     /// The next chunk to be read, over job boundaries, and the epoch of its job.
     fn next_chunk(&mut self) -> Option<(u64, Chunk)> {
         let (mut index, mut upload_index, mut done) = self.next;
-        while !self.is_read(self.jobs.get(index)?) {
+        while !self.jobs.get(index)?.read {
             index += 1;
         }
-        let Some(Message::Job(job)) = self.jobs.get(index) else {
-            unreachable!("just seen")
+        let Message::Job(job) = &self.jobs[index].message else {
+            unreachable!("only jobs are read")
         };
         let uploads = &self.transfer.visit_program(job).uploads;
         let staged = |from: usize| {
             let later = uploads.iter().enumerate().skip(from);
             later
-                .filter(|(_, upload)| matches!(upload, UploadStep::Staged { .. }))
+                .filter(|(_, upload)| !upload.fixed)
                 .map(|(at, _)| at)
                 .next()
         };
@@ -399,9 +402,8 @@ impl<D: Device> Feed<'_, D> {
         if done == 0 {
             upload_index = staged(upload_index).expect("a job that is read has an upload left");
         }
-        let UploadStep::Staged { source, offset } = &uploads[upload_index] else {
-            unreachable!("chosen as staged")
-        };
+        let upload = &uploads[upload_index];
+        let (source, offset) = (&upload.source, upload.offset);
         let left = source.len() - done;
         let len = usize::try_from(left)
             .unwrap_or(usize::MAX)
@@ -452,7 +454,7 @@ impl<D: Device> Feed<'_, D> {
             result,
             ..
         } = filled;
-        let Some(Message::Job(job)) = self.jobs.front() else {
+        let Some(Message::Job(job)) = self.jobs.front().map(|queued| &queued.message) else {
             unreachable!("a chunk belongs to the job in front")
         };
         if self.is_wanted(job) {
@@ -463,7 +465,7 @@ impl<D: Device> Feed<'_, D> {
         }
         self.idle.push_back(staging);
         if chunk.last_of_job {
-            let Some(Message::Job(job)) = self.jobs.pop_front() else {
+            let Some(Message::Job(job)) = self.jobs.pop_front().map(|queued| queued.message) else {
                 unreachable!("just seen")
             };
             self.next.0 = self.next.0.saturating_sub(1);
@@ -490,7 +492,7 @@ impl<D: Device> Feed<'_, D> {
         let mut submit = || {
             if chunk.first_of_job {
                 transfer.begin_upload(job)?;
-                transfer.upload_pinned(job)?;
+                transfer.upload_pinned(job, true)?;
             }
             let (stream, arena) = (&transfer.upload, &job.loaded.arena);
             transfer.device.upload_staged(

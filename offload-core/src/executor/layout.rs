@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::decode::{self, Float};
 use crate::encoding::Encoding;
 use crate::plan::PLACE_ALIGN;
@@ -110,11 +112,11 @@ fn align(offset: u64) -> u64 {
     offset.next_multiple_of(PLACE_ALIGN)
 }
 
-/// Groups tensors by owner: two tensors can share a run only in the same file.
+/// Groups tensors by owner: two tensors can share a run only in the same file or memory.
 fn owner_of(
     source: &Source,
     files: &mut Vec<Arc<SourceFile>>,
-    position: usize,
+    memories: &mut Vec<Arc<Bytes>>,
 ) -> (usize, usize, u64) {
     match source {
         Source::File { file, range } => {
@@ -128,17 +130,31 @@ fn owner_of(
             (0, index, range.start)
         }
         Source::Described { range } => (1, 0, range.start),
-        Source::Memory(_) => (2, position, 0),
+        Source::Memory { memory, range } => {
+            let index = memories
+                .iter()
+                .position(|known| Arc::ptr_eq(known, memory))
+                .unwrap_or_else(|| {
+                    memories.push(Arc::clone(memory));
+                    memories.len() - 1
+                });
+            (2, index, range.start)
+        }
     }
 }
 
 impl BlockLayout {
     pub(super) fn new(block: &dyn Swappable, policy: &ArrivalPolicy, remainder_below: u64) -> Self {
         let specs = block.tensors();
-        let mut files = Vec::new();
+        let (mut files, mut memories) = (Vec::new(), Vec::new());
         let mut stored: Vec<_> = (0..specs.len())
             .filter(|&tensor| !specs[tensor].source().is_empty())
-            .map(|tensor| (owner_of(specs[tensor].source(), &mut files, tensor), tensor))
+            .map(|tensor| {
+                (
+                    owner_of(specs[tensor].source(), &mut files, &mut memories),
+                    tensor,
+                )
+            })
             .collect();
         stored.sort_unstable();
 

@@ -142,10 +142,6 @@ pub(super) fn load<D: Device>(
     let program = device.prepare(arena, &tables)?;
     let submitted = submit(transfer, arena, model, pinned, &pieces, &program, buffers);
     let drained = drain(transfer);
-    if drained.is_err() {
-        // Decodes may still run, or the device is lost: a leak is all that is left.
-        std::mem::forget(program);
-    }
     let moved = submitted?;
     drained?;
     Ok(moved)
@@ -196,7 +192,7 @@ fn submit<D: Device>(
                 .wait(device, &transfer.upload)
                 .map_err(of_block)?;
         }
-        if let (Some(pinned), Source::Memory(_)) =
+        if let (Some(pinned), Source::Memory { .. }) =
             (pinned.get(&(piece.block, piece.tensor)), source)
         {
             let start = usize::try_from(piece.source_offset).expect("memory fits usize");

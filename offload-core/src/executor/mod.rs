@@ -23,6 +23,7 @@ mod layout;
 mod lease;
 mod load;
 mod pass;
+mod pinner;
 mod program;
 mod report;
 mod shortage;
@@ -41,6 +42,7 @@ pub use feeder::StagingBuffers;
 pub use layout::{Arrival, ArrivalPolicy};
 pub use lease::{ArrivedTensor, Lease};
 pub use pass::Pass;
+pub use pinner::HostReport;
 pub use report::{Counters, PassReport, Report, Span};
 pub use shortage::Shortage;
 
@@ -50,6 +52,7 @@ use crate::plan::{Budget, Plan, Tier};
 use crate::source::{Source, SourceFile};
 use feeder::Feeder;
 use layout::BlockLayout;
+use pinner::Pinner;
 use program::PinnedSources;
 use report::History;
 use shortage::{Ask, Refused};
@@ -67,8 +70,11 @@ pub struct Offload<D: Device> {
     pinned: PinnedSources<D>,
     plan: Plan,
     buffers: StagingBuffers,
-    // Dropped before `transfer` and `loaded`: joins the threads that use both.
+    // Dropped before `transfer` and `loaded`: join the threads that use both.
     feeder: Option<Feeder<D>>,
+    pinner: Pinner,
+    /// Everything is pinned and the feeder rests: the caller submits.
+    direct: bool,
     loaded: Option<Arc<Loaded<D>>>,
     transfer: Arc<Transfer<D>>,
     progress: Progress<D>,
@@ -112,6 +118,7 @@ impl<D: Device> Offload<D> {
             model,
             settings,
             trace,
+            pin_files,
             amend,
             ..
         } = builder;
@@ -125,7 +132,7 @@ impl<D: Device> Offload<D> {
         }
         let make = |budget| Plan::make(&workload, &settings.costs.rates, budget);
         let plan = amend(make(ask.budget).map_err(Refused::Plan)?);
-        let (kinds, tables) = program::build::<D>(model, &layouts, &pinned, &plan);
+        let (kinds, tables) = program::build(device, model, &layouts, &plan)?;
         let streamed = || kinds.iter().flat_map(|kind| kind.visits.iter().flatten());
         let staged = !streamed().all(program::VisitProgram::is_pinned);
         if staged || !program::is_all_pinned::<D>(model, &pinned) {
@@ -174,6 +181,8 @@ impl<D: Device> Offload<D> {
             plan,
             buffers: ask.buffers,
             feeder: None,
+            pinner: Pinner::idle(),
+            direct: !staged,
             loaded: None,
             transfer,
             counters: Arc::new(Counters::default()),
@@ -198,6 +207,7 @@ impl<D: Device> Offload<D> {
         if staged {
             let feeder = Feeder::start(&offload.transfer, ask.buffers, jobs_ahead);
             offload.feeder = Some(feeder.map_err(of_staging)?);
+            offload.pinner = Pinner::start(&offload.transfer, *pin_files);
         }
         if let Some(origin) = &offload.origin {
             let generation = device.record(&offload.transfer.upload, origin)?;
@@ -332,6 +342,7 @@ impl<D: Device> Offload<D> {
             arena_bytes: self.plan.arena_bytes,
             budget_bytes: self.plan.budget_bytes,
             shortages: self.shortages.clone(),
+            host: self.pinner.report(),
             high_water_bytes: counters.high_water_bytes(),
             load_bytes: counters.load_bytes(),
             wire_bytes: submitted.saturating_sub(past_end_bytes),
@@ -375,7 +386,8 @@ impl<D: Device> Offload<D> {
         if self.loaded.is_some() {
             return Ok(());
         }
-        let (_, tables) = program::build::<D>(&self.model, &self.layouts, &self.pinned, &self.plan);
+        let device = &self.transfer.device;
+        let (_, tables) = program::build(device, &self.model, &self.layouts, &self.plan)?;
         let arena = self.allocate()?;
         self.load(arena, &tables)
     }

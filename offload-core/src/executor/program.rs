@@ -1,7 +1,7 @@
 //! Plan and layout joined: for each streamed visit its uploads and decode table, with every offset fixed.
 
 use std::collections::HashMap;
-use std::ops::Range;
+use std::sync::OnceLock;
 
 use crate::device::{DecodeEntry, DecodeTable, Device, DeviceError};
 use crate::executor::costs::Costs;
@@ -27,8 +27,8 @@ pub(super) fn pin_sources<D: Device>(
     let mut pinned = HashMap::new();
     for (index, block) in model.blocks().iter().enumerate() {
         for (tensor, spec) in block.tensors().iter().enumerate() {
-            if let Source::Memory(bytes) = spec.source()
-                && !bytes.is_empty()
+            if let Source::Memory { .. } = spec.source()
+                && !spec.source().is_empty()
                 && let Some(memory) = device.pin(spec.source())?.pinned()
             {
                 pinned.insert((index, tensor), memory);
@@ -63,8 +63,8 @@ pub(super) fn workload<D: Device>(
         .map(|(index, (block, layout))| {
             let tier_of = |&tensor: &usize| match block.tensors()[tensor].source() {
                 Source::File { .. } | Source::Described { .. } => Tier::Disk,
-                Source::Memory(_) if pinned.contains_key(&(index, tensor)) => Tier::Pinned,
-                Source::Memory(_) => Tier::Host,
+                Source::Memory { .. } if pinned.contains_key(&(index, tensor)) => Tier::Pinned,
+                Source::Memory { .. } => Tier::Host,
             };
             BlockLoad {
                 name: block.name().to_owned(),
@@ -133,16 +133,20 @@ pub(super) fn workload<D: Device>(
 
 /// One upload of a visit.
 #[derive(Debug)]
-pub(super) enum UploadStep<D: Device> {
-    Pinned {
-        offset: u64,
-        pinned: D::Pinned,
-        source: Range<usize>,
-    },
-    Staged {
-        offset: u64,
-        source: Source,
-    },
+pub(super) struct UploadStep<D: Device> {
+    /// Where it goes in the arena.
+    pub(super) offset: u64,
+    pub(super) source: Source,
+    /// Set when it is built, or later by the thread that pins files; never changed.
+    pub(super) pinned: OnceLock<D::Pinned>,
+    /// It was pinned when it was built: it is never staged.
+    pub(super) fixed: bool,
+}
+
+impl<D: Device> UploadStep<D> {
+    pub(super) fn bytes(&self) -> usize {
+        usize::try_from(self.source.len()).expect("pinned memory fits usize")
+    }
 }
 
 /// A streamed visit.
@@ -183,13 +187,19 @@ fn stage_index(stage: Stage) -> usize {
     }
 }
 
+/// Programs by kind, and the decode tables that they name.
+pub(super) type Program<D> = (Vec<KindProgram<D>>, Vec<DecodeTable>);
+
 /// Joins plan and layout. The tables are in the order of their indices in the programs.
+///
+/// # Errors
+/// When the device does not answer.
 pub(super) fn build<D: Device>(
+    device: &D,
     model: &Model,
     layouts: &[BlockLayout],
-    pinned: &PinnedSources<D>,
     plan: &Plan,
-) -> (Vec<KindProgram<D>>, Vec<DecodeTable>) {
+) -> Result<Program<D>, DeviceError> {
     let mut tables = Vec::new();
     let mut kinds = Vec::new();
     for (kind_plan, kind) in plan.kinds.iter().zip(model.kinds()) {
@@ -203,28 +213,19 @@ pub(super) fn build<D: Device>(
             let specs = block.tensors();
             let image = visit.staging.unwrap_or(place);
             let demands = |tensor: usize| kind.demands(visit.block, tensor);
-            let uploads: Vec<_> = layout
-                .uploads(specs, demands)
-                .into_iter()
-                .map(|upload| {
-                    let offset = image.offset + upload.image_offset;
-                    let tensor = layout.streamable().iter().find(|&&tensor| {
-                        layout.tensors[tensor].image_offset == upload.image_offset
-                            && specs[tensor].source().len() == upload.source.len()
-                    });
-                    match (
-                        tensor.and_then(|&tensor| pinned.get(&(visit.block, tensor))),
-                        upload.source,
-                    ) {
-                        (Some(pinned), Source::Memory(bytes)) => UploadStep::Pinned {
-                            offset,
-                            pinned: pinned.clone(),
-                            source: 0..bytes.len(),
-                        },
-                        (_, source) => UploadStep::Staged { offset, source },
-                    }
-                })
-                .collect();
+            let mut uploads = Vec::new();
+            for upload in layout.uploads(specs, demands) {
+                let pinned = match &upload.source {
+                    source @ Source::Memory { .. } => device.pin(source)?.pinned(),
+                    Source::File { .. } | Source::Described { .. } => None,
+                };
+                uploads.push(UploadStep {
+                    offset: image.offset + upload.image_offset,
+                    source: upload.source,
+                    fixed: pinned.is_some(),
+                    pinned: pinned.map_or_else(OnceLock::new, OnceLock::from),
+                });
+            }
             let table = visit.staging.map(|staging| {
                 let entries = layout
                     .streamable()
@@ -297,7 +298,7 @@ pub(super) fn build<D: Device>(
             blocks,
         });
     }
-    (kinds, tables)
+    Ok((kinds, tables))
 }
 
 impl<D: Device> VisitProgram<D> {
@@ -314,14 +315,9 @@ impl<D: Device> VisitProgram<D> {
         }
     }
 
-    /// Whether any bytes have to pass through a staging buffer.
-    pub(super) fn is_read(&self) -> bool {
-        !self.is_pinned()
-    }
-
+    /// Whether no byte has to pass through a staging buffer. Once true it stays so.
     pub(super) fn is_pinned(&self) -> bool {
-        self.uploads
-            .iter()
-            .all(|upload| matches!(upload, UploadStep::Pinned { .. }))
+        let mut uploads = self.uploads.iter();
+        uploads.all(|upload| upload.pinned.get().is_some())
     }
 }

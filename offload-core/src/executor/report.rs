@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+use crate::executor::pinner::HostReport;
+
 use crate::executor::shortage::Shortage;
 
 /// How many of the last passes a report lists one by one.
@@ -146,6 +148,8 @@ pub struct Report {
     pub budget_bytes: u64,
     /// What memory was short when it was built, and what was done, in order.
     pub shortages: Vec<Shortage>,
+    /// How sources come to the device.
+    pub host: HostReport,
     /// The most live bytes at once.
     pub high_water_bytes: u64,
     /// Bytes moved to load residents and remainders.
@@ -198,6 +202,17 @@ impl fmt::Display for Report {
         )?;
         for shortage in &self.shortages {
             writeln!(f, "short of memory   {shortage}")?;
+        }
+        let host = &self.host;
+        writeln!(
+            f,
+            "sources           {:.1} MiB staged, {:.1} MiB mapped, {:.1} MiB copied",
+            mib(host.staged_bytes),
+            mib(host.mapped_bytes),
+            mib(host.copied_bytes)
+        )?;
+        for note in &host.notes {
+            writeln!(f, "staged because    {note}")?;
         }
         writeln!(f, "loaded once       {:.1} MiB", mib(self.load_bytes))?;
         writeln!(

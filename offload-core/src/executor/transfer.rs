@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::device::{Device, DeviceError, Generation};
 use crate::executor::error::OffloadError;
-use crate::executor::program::{KindProgram, UploadStep, VisitProgram};
+use crate::executor::program::{KindProgram, VisitProgram};
 use crate::plan::{Dependency, PassRef, Stage};
 
 /// Sets of events in use.
@@ -158,6 +158,8 @@ pub(super) struct Transfer<D: Device> {
     pub(super) pass_begins: Vec<Mark<D>>,
     pub(super) upload_tail: Mark<D>,
     pub(super) decode_tail: Mark<D>,
+    /// The last epoch in which an arrival failed, plus 1.
+    failed_epoch: AtomicU64,
     /// Jobs of an earlier epoch are dropped.
     pub(super) epoch: AtomicU64,
     /// Bytes submitted for visits, in all and by set.
@@ -226,6 +228,7 @@ impl<D: Device> Transfer<D> {
             pass_begins: marks()?,
             upload_tail: Mark::new(device)?,
             decode_tail: Mark::new(device)?,
+            failed_epoch: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             wire_bytes: AtomicU64::new(0),
             pass_bytes: Default::default(),
@@ -274,6 +277,9 @@ impl<D: Device> Transfer<D> {
 
     /// Tells the waiting caller how a job came out.
     pub(super) fn settle(&self, job: &Job<D>, outcome: Result<(), OffloadError>) {
+        if outcome.is_err() {
+            self.failed_epoch.fetch_max(job.epoch + 1, Ordering::AcqRel);
+        }
         let mut states = self.states.lock();
         let state = &mut states.visits[set_of(job.pass)][job.kind][job.visit];
         // A later epoch may already have queued the same visit again.
@@ -290,6 +296,11 @@ impl<D: Device> Transfer<D> {
         }
         drop(states);
         self.submitted.notify_all();
+    }
+
+    /// Whether an arrival of this epoch failed.
+    pub(super) fn has_failed(&self, epoch: u64) -> bool {
+        self.failed_epoch.load(Ordering::Acquire) > epoch
     }
 
     pub(super) fn worker_panicked(&self, message: String) {
@@ -392,22 +403,33 @@ impl<D: Device> Transfer<D> {
         Ok(())
     }
 
-    /// Submits the pinned uploads of `job`.
-    pub(super) fn upload_pinned(&self, job: &Job<D>) -> Result<(), DeviceError> {
-        for upload in &self.visit_program(job).uploads {
-            if let UploadStep::Pinned {
-                offset,
-                pinned,
-                source,
-            } = upload
-            {
-                let (arena, range) = (&job.loaded.arena, source.clone());
-                self.device
-                    .upload_pinned(&self.upload, arena, *offset, pinned, range)?;
-                self.count(job, source.len());
-            }
+    /// Submits the pinned uploads of `job`: those that were so from the beginning if the others are staged.
+    pub(super) fn upload_pinned(&self, job: &Job<D>, staged: bool) -> Result<(), DeviceError> {
+        let uploads = self.visit_program(job).uploads.iter();
+        for upload in uploads.filter(|upload| upload.fixed || !staged) {
+            let pinned = (upload.pinned.get()).expect("what is not staged is pinned");
+            let (arena, bytes) = (&job.loaded.arena, upload.bytes());
+            self.device
+                .upload_pinned(&self.upload, arena, upload.offset, pinned, 0..bytes)?;
+            self.count(job, bytes);
         }
         Ok(())
+    }
+
+    /// Notes that an upload is pinned from now on.
+    pub(super) fn pinned(&self, kind: usize, visit: usize, upload: usize, pinned: D::Pinned) {
+        let program = (self.program(kind, visit)).expect("only streamed visits have uploads");
+        // Set once: the thread that pins has each upload on its list once.
+        let _ = program.uploads[upload].pinned.set(pinned);
+    }
+
+    /// Whether no visit of any kind needs a staging buffer any more.
+    pub(super) fn is_all_pinned(&self) -> bool {
+        let visits = self
+            .kinds
+            .iter()
+            .flat_map(|kind| kind.visits.iter().flatten());
+        { visits }.all(VisitProgram::is_pinned)
     }
 
     /// Counts bytes that were submitted for `job`.
@@ -463,7 +485,7 @@ impl<D: Device> Transfer<D> {
             return self.decode(job);
         }
         self.begin_upload(job)?;
-        self.upload_pinned(job)?;
+        self.upload_pinned(job, false)?;
         self.end_upload(job)
     }
 

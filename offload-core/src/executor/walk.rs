@@ -151,6 +151,13 @@ impl<D: Device> Offload<D> {
         let last = self.progress.ended[1].map(|last| self.await_last_submission(last));
         // An arrival failed that nobody waited for, because its visit was skipped. Whatever came after it was given up.
         let failed = matches!(last, Some(Err(_)));
+        self.pinner.pass_begins();
+        let epoch = self.transfer.epoch.load(Ordering::Acquire);
+        if !self.direct && !self.transfer.has_failed(epoch) && self.transfer.is_all_pinned() {
+            // Once: what the feeder has of this pass goes first.
+            self.drain_feeder();
+            self.direct = !self.transfer.has_failed(epoch);
+        }
         let usable = self.progress.head_kind == kind || !self.progress.any_head;
         let warm = !self.progress.cold && usable && !failed;
         if !warm {
@@ -336,8 +343,8 @@ impl<D: Device> Offload<D> {
             loaded,
         };
         match &self.feeder {
-            Some(feeder) => feeder.send(job),
-            None => {
+            Some(feeder) if !self.direct => feeder.send(job),
+            _ => {
                 let outcome = transfer.submit(&job);
                 if outcome.is_err() {
                     self.progress.failed = Some((pass, visit));

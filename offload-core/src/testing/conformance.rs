@@ -121,7 +121,7 @@ fn upload<H: Harness>(
 }
 
 fn pin<H: Harness>(harness: &H, bytes: Vec<u8>) -> Option<<H::Device as Device>::Pinned> {
-    let source = Source::Memory(Bytes::from(bytes));
+    let source = Source::from(Bytes::from(bytes));
     harness.device().pin(&source).expect("answered").pinned()
 }
 

@@ -103,7 +103,7 @@ impl Device for VirtualDevice {
 
     fn pin(&self, source: &Source) -> Result<Pinning<()>, DeviceError> {
         Ok(match source {
-            Source::Memory(_) => Pinning::Pinned {
+            Source::Memory { .. } => Pinning::Pinned {
                 pinned: (),
                 rung: Rung::Memory,
             },

@@ -33,7 +33,7 @@ pub(crate) fn pinned(device: &CudaDevice, model: &Model) -> Model {
             let bytes = device.allocate_pinned(len, |memory| {
                 tensor.source().read(0, memory).unwrap();
             });
-            let source = Source::Memory(bytes.unwrap());
+            let source = Source::from(bytes.unwrap());
             TensorSpec::new(tensor.name(), tensor.shape(), tensor.encoding(), source).unwrap()
         });
         Arc::new(ToyBlock::new(block.name(), tensors.collect())) as Arc<dyn Swappable>

@@ -1,0 +1,228 @@
+//! Files are pinned while passes already stream them, and whatever becomes of that, bytes are right.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+mod support;
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use offload_core::cpu::CpuDevice;
+use offload_core::device::{Device, DeviceError};
+use offload_core::encoding::Encoding;
+use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, Report};
+use offload_core::model::{Model, PassKind};
+use offload_core::source::{Source, SourceFile};
+use offload_core::swappable::{Swappable, TensorSpec};
+use offload_core::testing::toy::{self, ToyBlock};
+use offload_core::testing::{Call, Faults, Observed, Observer};
+
+const BLOCKS: usize = 8;
+
+/// A toy model whose tensors lie in a file.
+fn model() -> (tempfile::NamedTempFile, Model) {
+    let memory = toy::model(&[[16, 256]; BLOCKS], &support::MIXED, 7);
+    let mut kept = tempfile::NamedTempFile::new().unwrap();
+    let mut at = 0;
+    let mut places = Vec::new();
+    for tensor in memory.blocks().iter().flat_map(|block| block.tensors()) {
+        let mut bytes = vec![0; usize::try_from(tensor.source().len()).unwrap()];
+        tensor.source().read(0, &mut bytes).unwrap();
+        kept.write_all(&bytes).unwrap();
+        places.push(at..at + bytes.len() as u64);
+        at += bytes.len() as u64;
+    }
+    kept.flush().unwrap();
+    let file = SourceFile::open(kept.path()).unwrap();
+    let mut places = places.into_iter();
+    let blocks = memory.blocks().iter().map(|block| {
+        let tensors = block.tensors().iter().map(|tensor| {
+            let source = Source::File {
+                file: Arc::clone(&file),
+                range: places.next().unwrap(),
+            };
+            TensorSpec::new(tensor.name(), tensor.shape(), tensor.encoding(), source).unwrap()
+        });
+        Arc::new(ToyBlock::new(block.name(), tensors.collect())) as Arc<dyn Swappable>
+    });
+    let blocks = blocks.collect();
+    (kept, Model::new(blocks).unwrap())
+}
+
+fn copying() -> CpuDevice {
+    CpuDevice::builder().poison(true).copies_files(true).build()
+}
+
+/// Streams passes until `enough` is content with the report, 2,000 at most.
+fn stream<D>(device: &D, pin: bool, enough: impl Fn(&Report) -> bool) -> Report
+where
+    D: Device<Stream = offload_core::cpu::CpuStream, View = offload_core::cpu::CpuView>,
+{
+    let (_kept, model) = model();
+    let expected = support::expected(&model, &ArrivalPolicy::default());
+    let visits: Vec<usize> = (0..BLOCKS).collect();
+    let compute = device.create_stream("compute").unwrap();
+    let event = device.create_event().unwrap();
+    let mut offload = Offload::builder(device)
+        .model(model)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .pin_files(pin)
+        .build()
+        .unwrap();
+    let seen = support::Seen::default();
+    for _ in 0..2000 {
+        support::pass(&mut offload, PassKind::FULL, &compute, &seen).unwrap();
+        let generation = device.record(&compute, &event).unwrap();
+        device.synchronize(&event, generation).unwrap();
+        support::check(&seen, &expected, &visits);
+        let report = offload.report().unwrap();
+        if enough(&report) {
+            return report;
+        }
+    }
+    panic!("2,000 passes were not enough: {:?}", offload.report());
+}
+
+#[test]
+fn what_is_pinned_needs_no_staging_and_no_worker() {
+    let report = stream(&copying(), true, |report| {
+        report.host.staged_bytes == 0 && report.visits >= 10 * BLOCKS as u64
+    });
+    assert!(report.host.copied_bytes > 0);
+    assert_eq!(report.host.notes, Vec::<String>::new());
+}
+
+#[test]
+fn once_all_is_pinned_the_caller_submits() {
+    let device = copying();
+    let (_kept, model) = model();
+    let compute = device.create_stream("compute").unwrap();
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .build()
+        .unwrap();
+    let seen = support::Seen::default();
+    while offload.report().unwrap().host.staged_bytes > 0 {
+        support::pass(&mut offload, PassKind::FULL, &compute, &seen).unwrap();
+    }
+    // The pass that changes over, and the one that it prefetched for.
+    for _ in 0..2 {
+        support::pass(&mut offload, PassKind::FULL, &compute, &seen).unwrap();
+    }
+    let before = offload.report().unwrap().submission_waits;
+    for _ in 0..50 {
+        support::pass(&mut offload, PassKind::FULL, &compute, &seen).unwrap();
+    }
+    assert_eq!(offload.report().unwrap().submission_waits, before);
+}
+
+#[test]
+fn switched_off_nothing_is_pinned_and_the_report_says_so() {
+    let report = stream(&copying(), false, |report| report.visits >= 80);
+    assert_eq!(report.host.copied_bytes, 0);
+    assert!(report.host.staged_bytes > 0);
+    assert!(report.host.notes[0].contains("switched off"));
+}
+
+#[test]
+fn a_device_that_pins_no_files_says_why() {
+    let report = stream(&CpuDevice::new(), true, |report| {
+        !report.host.notes.is_empty()
+    });
+    assert!(report.host.staged_bytes > 0);
+}
+
+#[test]
+fn a_failed_pin_is_noted_and_the_rest_is_staged() {
+    for n in 0..BLOCKS as u64 {
+        let faults = Faults::new(|call| matches!(call, Call::Pin { .. }));
+        faults.arm(n);
+        let device = Observed::new(copying(), faults);
+        let report = stream(&device, true, |report| !report.host.notes.is_empty());
+        assert!(report.host.staged_bytes > 0, "the {n}th failed");
+        assert!(report.host.notes[0].contains("injected"));
+    }
+}
+
+/// Holds calls of `pin` until it is told to let go.
+#[derive(Debug, Clone, Default)]
+struct Stuck {
+    entered: Arc<AtomicBool>,
+    let_go: Arc<AtomicBool>,
+}
+
+impl Observer for Stuck {
+    fn before(&self, call: Call) -> Result<(), DeviceError> {
+        if matches!(call, Call::Pin { .. }) {
+            self.entered.store(true, Ordering::SeqCst);
+            while !self.let_go.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_pin_that_never_returns_stops_nothing() {
+    let stuck = Stuck::default();
+    let device = Observed::new(copying(), stuck.clone());
+    let begin = Instant::now();
+    stream(&device, true, |report| {
+        report.visits >= 80 && stuck.entered.load(Ordering::SeqCst)
+    });
+    // The executor is dropped by now: its thread was left behind.
+    assert!(begin.elapsed() < Duration::from_secs(60));
+    stuck.let_go.store(true, Ordering::SeqCst);
+}
+
+#[test]
+fn a_run_of_neighbours_in_memory_is_one_upload() {
+    let bytes = toy::random_bytes(3, 64 << 10);
+    let memory = Arc::new(bytes::Bytes::from(bytes));
+    let tensor = |index: u64| {
+        let source = Source::Memory {
+            memory: Arc::clone(&memory),
+            range: index * 4096..(index + 1) * 4096,
+        };
+        TensorSpec::new(format!("{index}"), [8, 256], Encoding::BF16, source).unwrap()
+    };
+    let block = |index: u64| {
+        ToyBlock::new(
+            format!("{index}"),
+            (8 * index..8 * index + 8).map(tensor).collect(),
+        )
+    };
+    let blocks = (0..2).map(|index| Arc::new(block(index)) as Arc<dyn Swappable>);
+    let model = Model::new(blocks.collect()).unwrap();
+    let recorder = offload_core::testing::Recorder::new();
+    let device = Observed::new(CpuDevice::new(), recorder.clone());
+    let expected = support::expected(&model, &ArrivalPolicy::default());
+    let compute = device.create_stream("compute").unwrap();
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .build()
+        .unwrap();
+    let seen = support::Seen::default();
+    let before = recorder.counts().uploads;
+    for _ in 0..3 {
+        support::pass(&mut offload, PassKind::FULL, &compute, &seen).unwrap();
+    }
+    offload.report().unwrap();
+    drop(offload);
+    drop(compute);
+    assert_eq!(seen.lock().len(), 6);
+    for (block, hashes) in &*seen.lock() {
+        assert_eq!(*hashes, expected[*block]);
+    }
+    // Six visits, and the two of the pass that never came at most.
+    let uploads = recorder.counts().uploads - before;
+    assert!((6..=8).contains(&uploads), "{uploads}");
+}
