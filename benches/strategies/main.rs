@@ -114,14 +114,17 @@ fn scatter(samples: &[f64]) -> f64 {
 /// Which part of the model stays, and how.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Placement {
+    /// None.
+    Streamed,
     /// So many hundredths of the blocks, spread as the planner likes.
     Planned(u64),
     /// So many hundredths, the first ones; the tail is streamed.
     Tail(u64),
 }
 
-const ROWS: [(&str, Placement); 6] = [
-    ("streamed", Placement::Planned(0)),
+const ROWS: [(&str, Placement); 7] = [
+    ("resident", Placement::Planned(100)),
+    ("streamed", Placement::Streamed),
     ("resident 25 %", Placement::Planned(25)),
     ("resident 50 %", Placement::Planned(50)),
     ("resident 75 %", Placement::Planned(75)),
@@ -198,6 +201,7 @@ fn measure(arguments: &Arguments, device: &CudaDevice) -> Result<Vec<Row>, Strin
                 compute.push(resident.pass_s(&engine, arguments.passes));
                 wire.push(work.wire_s(&streamed_blocks, 2)?);
             }
+            eprintln!("  {name}: passes {pass:.5?} overlap {overlap:.5?} compute {compute:.5?}");
             let (pass_s, wire_floor_s) = (median(&pass), median(&wire));
             let (compute_floor_s, overlap_floor_s) = (median(&compute), median(&overlap));
             rows.push(Row {

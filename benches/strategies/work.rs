@@ -94,6 +94,7 @@ impl Work {
                 entries.push(DecodeEntry {
                     encoding,
                     arrived: Encoding::BF16,
+                    scale: None,
                     encoded: Place { offset: at, bytes },
                     place: Place {
                         offset: image_bytes + place.start,
@@ -372,6 +373,14 @@ impl<'w> Streamed<'w> {
         let mut model = work.model();
         let percent = match placement {
             Placement::Planned(percent) => percent,
+            Placement::Streamed => {
+                for block in 0..work.blocks.len() {
+                    model = model
+                        .with_residency(block, Residency::Never)
+                        .map_err(text)?;
+                }
+                0
+            }
             Placement::Tail(percent) => {
                 for block in 0..work.blocks.len() {
                     let resident = (block as u64) < count * percent / 100;

@@ -457,7 +457,11 @@ pub struct CudaStaging {
 impl CudaStaging {
     pub(crate) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, DeviceError> {
         Ok(Self {
-            locked: locked_memory(context, bytes, |_| Ok::<_, DeviceError>(()))?,
+            locked: locked_memory(context, bytes, |memory| {
+                // Here, where several threads can do it at once, rather than under the driver's lock.
+                memory.fill(0);
+                Ok::<_, DeviceError>(())
+            })?,
             bytes,
             copied: Event::new(context)?,
             pending: None,

@@ -88,6 +88,7 @@ impl Settings {
             model,
             &self.layouts(model),
             &pinned,
+            &Vec::new(),
             &self.costs,
         )
     }

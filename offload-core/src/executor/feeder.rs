@@ -28,19 +28,55 @@ use crate::source::{Source, SourceError};
 /// Buffers between the readers and the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StagingBuffers {
-    /// How many. Default: 4, so that readers fill two while two are copied.
+    /// How many, with a reader for each up to the number of processors and 12. Default: 16, so that as many readers as
+    /// it takes to keep up with the wire are busy while others are copied.
     pub count: usize,
-    /// Bytes of each. Default: 16 MiB, where uploads reach the full rate of the wire.
+    /// Bytes of each. Default: 8 MiB, where uploads one after another reach the rate of the wire.
     pub bytes: usize,
 }
 
 impl Default for StagingBuffers {
     fn default() -> Self {
         Self {
-            count: 4,
-            bytes: 16 << 20,
+            count: 16,
+            bytes: 8 << 20,
         }
     }
+}
+
+/// More do not read faster from the page cache.
+const READERS: usize = 12;
+
+/// Makes the buffers on several threads: most of the time is the system's, which zeroes pages.
+fn allocate<D: Device>(
+    device: &D,
+    count: usize,
+    bytes: usize,
+    threads: usize,
+) -> Result<Vec<D::Staging>, DeviceError> {
+    let share = |thread: usize| (thread..count).step_by(threads);
+    let make = |thread: usize| -> Result<Vec<D::Staging>, DeviceError> {
+        share(thread)
+            .map(|_| device.allocate_staging(bytes))
+            .collect()
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads)
+            .map(|thread| scope.spawn(move || make(thread)))
+            .collect();
+        let mut buffers = make(0);
+        for other in others {
+            // A panic of the device is the caller's.
+            let made = other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            buffers = buffers.and_then(|mut buffers| {
+                buffers.append(&mut made?);
+                Ok(buffers)
+            });
+        }
+        buffers
+    })
 }
 
 enum Message<D: Device> {
@@ -96,9 +132,9 @@ impl<D: Device> Feeder<D> {
     ) -> Result<Self, OffloadError> {
         let device = &transfer.device;
         let count = buffers.count.max(1);
-        let staging: Vec<_> = (0..count)
-            .map(|_| device.allocate_staging(buffers.bytes.max(1)))
-            .collect::<Result<_, _>>()?;
+        let parallelism = std::thread::available_parallelism().map_or(1, usize::from);
+        let readers = count.min(parallelism).min(READERS);
+        let staging = allocate(device, count, buffers.bytes.max(1), readers)?;
         let (messages, inbox) = bounded(jobs_ahead + 1);
         // Made before the channels between the threads: if one cannot be spawned, the channels are closed first, and the
         // threads that were spawned end when the feeder joins them.
@@ -108,8 +144,7 @@ impl<D: Device> Feeder<D> {
         };
         let (reads, to_read) = bounded::<Read<D>>(count);
         let (filled, from_readers) = bounded::<Filled<D>>(count);
-        let parallelism = std::thread::available_parallelism().map_or(1, usize::from);
-        for _ in 0..count.min(parallelism).min(8) {
+        for _ in 0..readers {
             let (transfer, to_read) = (Arc::clone(transfer), to_read.clone());
             let filled = filled.clone();
             feeder.spawn("offload-read", move || read(&transfer, &to_read, &filled))?;

@@ -53,7 +53,7 @@ use crate::source::{Source, SourceFile};
 use feeder::Feeder;
 use layout::BlockLayout;
 use pinner::Pinner;
-use program::PinnedSources;
+use program::{FileTiers, PinnedSources};
 use report::History;
 use shortage::{Ask, Refused};
 use transfer::{Loaded, Transfer};
@@ -96,8 +96,13 @@ impl<D: Device> Offload<D> {
         let mut ask = Ask::new(budget, builder.staging, host_bytes);
         let layouts = builder.settings.layouts(&builder.model);
         let pinned = program::pin_sources(&builder.device, &builder.model)?;
+        let files = if builder.pin_files {
+            program::file_tiers(&builder.device, &builder.model)?
+        } else {
+            FileTiers::new()
+        };
         loop {
-            match Self::attempt(&builder, &ask, layouts.clone(), pinned.clone()) {
+            match Self::attempt(&builder, &ask, layouts.clone(), pinned.clone(), &files) {
                 Ok(mut offload) => {
                     offload.shortages = ask.shortages;
                     return Ok(offload);
@@ -112,6 +117,7 @@ impl<D: Device> Offload<D> {
         ask: &Ask,
         layouts: Vec<BlockLayout>,
         pinned: PinnedSources<D>,
+        files: &FileTiers,
     ) -> Result<Self, Refused> {
         let OffloadBuilder {
             device,
@@ -122,7 +128,7 @@ impl<D: Device> Offload<D> {
             amend,
             ..
         } = builder;
-        let mut workload = program::workload::<D>(model, &layouts, &pinned, &settings.costs);
+        let mut workload = program::workload::<D>(model, &layouts, &pinned, files, &settings.costs);
         if ask.keeps() {
             for block in &mut workload.blocks {
                 if block.tier != Tier::Pinned && block.residency == Residency::Planned {
