@@ -198,6 +198,9 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
     /// When the device does not answer.
     fn pin(&self, source: &Source) -> Result<Pinning<Self::Pinned>, DeviceError>;
 
+    /// Whether [`pin`](Self::pin) can pin files, as far as is known without trying. Answers at once.
+    fn pins_files(&self) -> bool;
+
     /// Makes a stream that runs beside all others.
     ///
     /// # Errors

@@ -512,6 +512,11 @@ impl Device for CudaDevice {
         }
     }
 
+    fn pins_files(&self) -> bool {
+        let options = &self.0.options;
+        options.copies || (options.mappings && self.0.read_only)
+    }
+
     fn create_stream(&self, _name: &str) -> Result<CudaStream, DeviceError> {
         Ok(CudaStream(Arc::new(Stream::new(&self.0.context)?)))
     }

@@ -35,8 +35,8 @@ use crate::live::Count;
 /// Bytes between cuts of anonymous memory. Below 2 GiB, which some drivers cannot register at once.
 const MEMORY_CUT: usize = 1 << 30;
 
-/// Bytes between cuts of a file: about 1.4 ms of locking.
-const FILE_CUT: usize = 64 << 20;
+/// Bytes between cuts of a file: about 2.5 ms of locking. Shorter pieces take longer in all.
+const FILE_CUT: usize = 128 << 20;
 
 /// A copy from the mapping of a file is this long at least. The driver reads shorter ones with the CPU, which is
 /// stopped by a signal where the file was truncated.
@@ -153,8 +153,7 @@ impl Locked {
         if pieces.locked.len() < indices.end {
             pieces.locked.resize_with(indices.end, || None);
         }
-        // From the end backwards, as the executor asks for whole blocks.
-        for index in indices.rev() {
+        for index in indices {
             if pieces.locked[index].is_some() {
                 continue;
             }

@@ -219,6 +219,10 @@ impl Device for CpuDevice {
         Ok(Pinning::Pinned { pinned, rung })
     }
 
+    fn pins_files(&self) -> bool {
+        self.shared.options.copies_files
+    }
+
     fn create_stream(&self, name: &str) -> Result<CpuStream, DeviceError> {
         self.shared.check()?;
         CpuStream::queued(&self.shared, name)

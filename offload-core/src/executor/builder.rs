@@ -88,7 +88,7 @@ impl Settings {
             model,
             &self.layouts(model),
             &pinned,
-            &Vec::new(),
+            false,
             &self.costs,
         )
     }

@@ -21,6 +21,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::device::{Device, DeviceError};
 use crate::executor::error::OffloadError;
+use crate::executor::pinner::Requests;
 use crate::executor::transfer::{Job, Transfer};
 use crate::plan::Stage;
 use crate::source::{Source, SourceError};
@@ -129,6 +130,7 @@ impl<D: Device> Feeder<D> {
         transfer: &Arc<Transfer<D>>,
         buffers: StagingBuffers,
         jobs_ahead: usize,
+        requests: Requests,
     ) -> Result<Self, OffloadError> {
         let device = &transfer.device;
         let count = buffers.count.max(1);
@@ -154,6 +156,7 @@ impl<D: Device> Feeder<D> {
         feeder.spawn("offload-feed", move || {
             let mut feed = Feed {
                 transfer: &transfer,
+                requests,
                 inbox,
                 reads,
                 filled: from_readers,
@@ -280,14 +283,26 @@ struct Failure {
     error: OffloadError,
 }
 
-/// A message, and whether it has chunks to be read.
+/// How a message is worked off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// It has no chunks to be read.
+    Submit,
+    /// It has.
+    Read,
+    /// It has, unless its sources can be pinned: tried when it stands in front.
+    Pin,
+}
+
+/// A message, and how it is worked off.
 struct Queued<D: Device> {
     message: Message<D>,
-    read: bool,
+    how: How,
 }
 
 struct Feed<'a, D: Device> {
     transfer: &'a Transfer<D>,
+    requests: Requests,
     inbox: Receiver<Message<D>>,
     reads: Sender<Read<D>>,
     filled: Receiver<Filled<D>>,
@@ -327,21 +342,51 @@ impl<D: Device> Feed<'_, D> {
         }
     }
 
-    /// Takes a message, and decides once and for all whether it has chunks to be read: a source may be pinned while its
-    /// upload waits here.
+    /// Takes a message.
     fn push(&mut self, message: Message<D>) {
-        let read = match &message {
-            Message::Barrier(_) => false,
-            Message::Job(job) => {
-                job.stage == Stage::Upload && !self.transfer.visit_program(job).is_pinned()
+        let how = match &message {
+            Message::Job(job) if job.stage == Stage::Upload => {
+                if self.transfer.visit_program(job).is_pinned() {
+                    How::Submit
+                } else if self.requests.is_open(self.transfer, job.kind, job.visit) {
+                    How::Pin
+                } else {
+                    How::Read
+                }
             }
+            Message::Job(_) | Message::Barrier(_) => How::Submit,
         };
-        self.jobs.push_back(Queued { message, read });
+        self.jobs.push_back(Queued { message, how });
+    }
+
+    /// Decides how the front is worked off, if that is still open.
+    fn decide_front(&mut self) {
+        let Some(Queued {
+            message: Message::Job(job),
+            how: How::Pin,
+        }) = self.jobs.front()
+        else {
+            return;
+        };
+        let how = if self.is_wanted(job) {
+            self.requests.pin(self.transfer, job.kind, job.visit);
+            match self.transfer.visit_program(job).is_pinned() {
+                true => How::Submit,
+                false => How::Read,
+            }
+        } else {
+            How::Submit // where it is dropped
+        };
+        self.jobs[0].how = how;
     }
 
     /// Works off what stands in front and needs no staging buffer.
     fn pass_front(&mut self) {
-        while self.jobs.front().is_some_and(|queued| !queued.read) {
+        loop {
+            self.decide_front();
+            if (self.jobs.front()).is_none_or(|queued| queued.how != How::Submit) {
+                return;
+            }
             self.next.0 = self.next.0.saturating_sub(1);
             match self.jobs.pop_front().map(|queued| queued.message) {
                 Some(Message::Barrier(reply)) => {
@@ -419,8 +464,12 @@ impl<D: Device> Feed<'_, D> {
     /// The next chunk to be read, over job boundaries, and the epoch of its job.
     fn next_chunk(&mut self) -> Option<(u64, Chunk)> {
         let (mut index, mut upload_index, mut done) = self.next;
-        while !self.jobs.get(index)?.read {
-            index += 1;
+        loop {
+            match self.jobs.get(index)?.how {
+                How::Submit => index += 1,
+                How::Read => break,
+                How::Pin => return None,
+            }
         }
         let Message::Job(job) = &self.jobs[index].message else {
             unreachable!("only jobs are read")

@@ -53,7 +53,7 @@ use crate::source::{Source, SourceFile};
 use feeder::Feeder;
 use layout::BlockLayout;
 use pinner::Pinner;
-use program::{FileTiers, PinnedSources};
+use program::PinnedSources;
 use report::History;
 use shortage::{Ask, Refused};
 use transfer::{Loaded, Transfer};
@@ -96,13 +96,8 @@ impl<D: Device> Offload<D> {
         let mut ask = Ask::new(budget, builder.staging, host_bytes);
         let layouts = builder.settings.layouts(&builder.model);
         let pinned = program::pin_sources(&builder.device, &builder.model)?;
-        let files = if builder.pin_files {
-            program::file_tiers(&builder.device, &builder.model)?
-        } else {
-            FileTiers::new()
-        };
         loop {
-            match Self::attempt(&builder, &ask, layouts.clone(), pinned.clone(), &files) {
+            match Self::attempt(&builder, &ask, layouts.clone(), pinned.clone()) {
                 Ok(mut offload) => {
                     offload.shortages = ask.shortages;
                     return Ok(offload);
@@ -117,7 +112,6 @@ impl<D: Device> Offload<D> {
         ask: &Ask,
         layouts: Vec<BlockLayout>,
         pinned: PinnedSources<D>,
-        files: &FileTiers,
     ) -> Result<Self, Refused> {
         let OffloadBuilder {
             device,
@@ -128,7 +122,10 @@ impl<D: Device> Offload<D> {
             amend,
             ..
         } = builder;
-        let mut workload = program::workload::<D>(model, &layouts, &pinned, files, &settings.costs);
+        let costs = &settings.costs;
+        let files_are_pinned = *pin_files && device.pins_files();
+        let mut workload =
+            program::workload::<D>(model, &layouts, &pinned, files_are_pinned, costs);
         if ask.keeps() {
             for block in &mut workload.blocks {
                 if block.tier != Tier::Pinned && block.residency == Residency::Planned {
@@ -211,9 +208,10 @@ impl<D: Device> Offload<D> {
         let of_staging = |error| Refused::of_staging(error, ask.buffers, staged);
         offload.load(arena, &tables).map_err(of_staging)?;
         if staged {
-            let feeder = Feeder::start(&offload.transfer, ask.buffers, jobs_ahead);
+            let (pinner, requests) = Pinner::start(&offload.transfer, *pin_files);
+            offload.pinner = pinner;
+            let feeder = Feeder::start(&offload.transfer, ask.buffers, jobs_ahead, requests);
             offload.feeder = Some(feeder.map_err(of_staging)?);
-            offload.pinner = Pinner::start(&offload.transfer, *pin_files);
         }
         if let Some(origin) = &offload.origin {
             let generation = device.record(&offload.transfer.upload, origin)?;

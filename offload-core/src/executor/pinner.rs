@@ -1,26 +1,28 @@
-//! A thread that pins what is streamed from files, while passes already run.
+//! A thread that pins what is streamed from files, each upload just before it is submitted for the first time.
 //!
-//! The feeder reads the front of the visit list into staging buffers, so this thread begins with the last visit. What
-//! cannot be pinned yet, because it is not in the page cache, is tried again once a pass has read it. An upload that is
-//! pinned needs no staging any more; once all are, the caller submits by itself and the workers rest.
+//! The feeder asks and waits: while memory is being locked, drivers let other calls of the process wait, for hundreds
+//! of milliseconds if locking goes on and on, so locking and submitting take turns. Locked at once and uploaded from
+//! there, a file is on the device sooner than through staging buffers. What cannot be pinned yet, because it is not in
+//! the page cache, is staged and asked for again in the next pass. Once all is pinned the caller submits by itself.
 //!
-//! Locking memory may never return on some systems. Nothing waits for this thread: until it has pinned an upload, the
-//! upload is staged, and whoever drops the executor leaves a thread behind that does not come back.
+//! Locking memory may never return on some systems. So it has a thread of its own and a deadline: when that has passed
+//! the feeder stages all that is not pinned, for good, and whoever drops the executor leaves a thread behind that does
+//! not come back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use parking_lot::Mutex;
 use tracing::{debug, warn};
 
 use crate::device::{Device, Pinning, Rung};
 use crate::executor::transfer::Transfer;
 use crate::source::Source;
 
-/// How long dropping waits for the thread.
+/// How long a source may take to be pinned, and how long dropping waits for the thread.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Reasons that are kept. More would be the same for other ranges.
@@ -50,36 +52,11 @@ struct Target {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    stop: bool,
-    /// A pass began since the thread last looked.
-    pass: bool,
-    report: HostReport,
-}
+struct Shared(Mutex<HostReport>);
 
 impl Shared {
-    fn stopped(&self) -> bool {
-        self.state.lock().stop
-    }
-
-    /// Waits for a pass to begin; false if there will be none.
-    fn await_pass(&self) -> bool {
-        let mut state = self.state.lock();
-        while !state.stop && !state.pass {
-            self.changed.wait(&mut state);
-        }
-        state.pass = false;
-        !state.stop
-    }
-
     fn note(&self, reason: String) {
-        let notes = &mut self.state.lock().report.notes;
+        let notes = &mut self.0.lock().notes;
         if notes.len() < NOTES && !notes.contains(&reason) {
             warn!(%reason, "a source is staged");
             notes.push(reason);
@@ -87,7 +64,7 @@ impl Shared {
     }
 
     fn pinned(&self, rung: Rung, bytes: u64) {
-        let report = &mut self.state.lock().report;
+        let mut report = self.0.lock();
         report.staged_bytes = report.staged_bytes.saturating_sub(bytes);
         match rung {
             Rung::Mapping => report.mapped_bytes += bytes,
@@ -98,11 +75,30 @@ impl Shared {
     }
 }
 
+/// What became of a request.
+enum Answer {
+    Pinned,
+    /// Not this time.
+    Later,
+    /// Never.
+    Staged,
+}
+
 /// Handle of the thread.
 #[derive(Debug)]
 pub(super) struct Pinner {
     shared: Arc<Shared>,
     ended: Option<Receiver<()>>,
+}
+
+/// Asks the thread.
+pub(super) struct Requests {
+    shared: Arc<Shared>,
+    targets: HashMap<Step, usize>,
+    /// Never to be asked for again.
+    refused: HashSet<usize>,
+    /// `None` if nothing is to be pinned any more.
+    thread: Option<(Sender<usize>, Receiver<Answer>)>,
 }
 
 impl Pinner {
@@ -114,44 +110,52 @@ impl Pinner {
         }
     }
 
-    /// Starts pinning, unless nothing is staged or nothing may be pinned.
-    pub(super) fn start<D: Device>(transfer: &Arc<Transfer<D>>, may_pin: bool) -> Self {
+    /// Starts the thread, unless nothing is staged or nothing may be pinned.
+    pub(super) fn start<D: Device>(transfer: &Arc<Transfer<D>>, may_pin: bool) -> (Self, Requests) {
         let targets = targets(transfer);
         let mut pinner = Self::idle();
         let staged = targets.iter().map(|target| target.source.len()).sum();
-        pinner.shared.state.lock().report.staged_bytes = staged;
+        pinner.shared.0.lock().staged_bytes = staged;
+        let steps = targets.iter().enumerate();
+        let steps =
+            steps.flat_map(|(index, target)| target.steps.iter().map(move |&step| (step, index)));
+        let mut requests = Requests {
+            shared: Arc::clone(&pinner.shared),
+            targets: steps.collect(),
+            refused: HashSet::new(),
+            thread: None,
+        };
         if !may_pin {
-            pinner
-                .shared
-                .note("pinning of files is switched off".to_owned());
+            let reason = "pinning of files is switched off";
+            pinner.shared.note(reason.to_owned());
         } else if !targets.is_empty() {
             let (shared, transfer) = (Arc::clone(&pinner.shared), Arc::clone(transfer));
-            let (end, ended) = channel();
-            let work = move || pin_all(&transfer, targets, &shared, end);
+            let ((send, wanted), (answer, answers)) = (bounded(1), bounded(1));
+            let (end, ended) = bounded::<()>(0);
+            let work = move || {
+                pin(&transfer, &targets, &shared, &wanted, &answer);
+                drop(end);
+            };
             let thread = std::thread::Builder::new().name("offload-pin".to_owned());
             match thread.spawn(work) {
-                Ok(_) => pinner.ended = Some(ended),
+                Ok(_) => {
+                    pinner.ended = Some(ended);
+                    requests.thread = Some((send, answers));
+                }
                 Err(error) => pinner.shared.note(format!("no thread to pin on: {error}")),
             }
         }
-        pinner
-    }
-
-    /// Tells that a pass begins, which may bring what it reads to the page cache.
-    pub(super) fn pass_begins(&self) {
-        self.shared.state.lock().pass = true;
-        self.shared.changed.notify_one();
+        (pinner, requests)
     }
 
     pub(super) fn report(&self) -> HostReport {
-        self.shared.state.lock().report.clone()
+        self.shared.0.lock().clone()
     }
 }
 
 impl Drop for Pinner {
+    /// The requests are dropped by now, so that the thread ends once its last call returns.
     fn drop(&mut self) {
-        self.shared.state.lock().stop = true;
-        self.shared.changed.notify_one();
         if let Some(ended) = &self.ended
             && ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout)
         {
@@ -163,18 +167,75 @@ impl Drop for Pinner {
     }
 }
 
-/// What is staged: the ranges of files, last visits first.
+impl Requests {
+    /// Whether asking for the uploads of a visit may pin one.
+    pub(super) fn is_open<D: Device>(
+        &self,
+        transfer: &Transfer<D>,
+        kind: usize,
+        visit: usize,
+    ) -> bool {
+        self.thread.is_some() && self.wanted(transfer, kind, visit).next().is_some()
+    }
+
+    fn wanted<'a, D: Device>(
+        &'a self,
+        transfer: &'a Transfer<D>,
+        kind: usize,
+        visit: usize,
+    ) -> impl Iterator<Item = usize> + 'a {
+        let program = transfer.program(kind, visit).into_iter();
+        let uploads = program.flat_map(|program| &program.uploads).enumerate();
+        uploads
+            .filter(|(_, upload)| upload.pinned.get().is_none())
+            .filter_map(move |(position, _)| self.targets.get(&(kind, visit, position)).copied())
+            .filter(|target| !self.refused.contains(target))
+    }
+
+    /// Has the uploads of a visit pinned, as far as they can be, and waits for that.
+    pub(super) fn pin<D: Device>(&mut self, transfer: &Transfer<D>, kind: usize, visit: usize) {
+        loop {
+            let Some(target) = self.wanted(transfer, kind, visit).next() else {
+                return;
+            };
+            let Some((send, answers)) = &self.thread else {
+                return;
+            };
+            let answer = match send.send(target) {
+                Ok(()) => answers.recv_timeout(PATIENCE),
+                Err(_) => Err(RecvTimeoutError::Disconnected),
+            };
+            match answer {
+                Ok(Answer::Pinned) => {}
+                // The visit is staged as a whole, this time.
+                Ok(Answer::Later) => return,
+                Ok(Answer::Staged) => {
+                    self.refused.insert(target);
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let seconds = PATIENCE.as_secs();
+                    let reason = format!("a source was not pinned within {seconds} s");
+                    self.shared.note(reason);
+                    self.thread = None;
+                }
+                // It has noted why.
+                Err(RecvTimeoutError::Disconnected) => self.thread = None,
+            }
+        }
+    }
+}
+
+/// What is staged: the ranges of files.
 fn targets<D: Device>(transfer: &Transfer<D>) -> Vec<Target> {
     let mut targets: Vec<Target> = Vec::new();
     let mut known = HashMap::new();
     for (kind, program) in transfer.kinds.iter().enumerate() {
-        for (visit, program) in program.visits.iter().enumerate().rev() {
+        for (visit, program) in program.visits.iter().enumerate() {
             let uploads = program.iter().flat_map(|program| &program.uploads);
             for (position, upload) in uploads.enumerate() {
                 let Source::File { file, range } = &upload.source else {
                     continue;
                 };
-                let step = (kind, visit, position);
                 let key = (Arc::as_ptr(file), range.start, range.end);
                 let index = *known.entry(key).or_insert(targets.len());
                 if index == targets.len() {
@@ -183,46 +244,44 @@ fn targets<D: Device>(transfer: &Transfer<D>) -> Vec<Target> {
                         steps: Vec::new(),
                     });
                 }
-                targets[index].steps.push(step);
+                targets[index].steps.push((kind, visit, position));
             }
         }
     }
     targets
 }
 
-/// `_end` is dropped when this returns, however it does.
-fn pin_all<D: Device>(
+fn pin<D: Device>(
     transfer: &Transfer<D>,
-    mut targets: Vec<Target>,
+    targets: &[Target],
     shared: &Shared,
-    _end: Sender<()>,
+    wanted: &Receiver<usize>,
+    answers: &Sender<Answer>,
 ) {
-    loop {
-        let mut later = Vec::new();
-        for target in targets {
-            if shared.stopped() {
-                return;
-            }
-            let pin = || transfer.device.pin(&target.source);
-            match catch_unwind(AssertUnwindSafe(pin)) {
-                Ok(Ok(Pinning::Pinned { pinned, rung })) => {
-                    for &(kind, visit, position) in &target.steps {
-                        transfer.pinned(kind, visit, position, pinned.clone());
-                    }
-                    shared.pinned(rung, target.source.len());
+    while let Ok(index) = wanted.recv() {
+        let Target { source, steps } = &targets[index];
+        let pinning = catch_unwind(AssertUnwindSafe(|| transfer.device.pin(source)));
+        let answer = match pinning {
+            Ok(Ok(Pinning::Pinned { pinned, rung })) => {
+                for &(kind, visit, position) in steps {
+                    transfer.pinned(kind, visit, position, pinned.clone());
                 }
-                Ok(Ok(Pinning::Later { reason })) => {
-                    shared.note(reason);
-                    later.push(target);
-                }
-                Ok(Ok(Pinning::Staged { reason })) => shared.note(reason),
-                Ok(Err(error)) => return shared.note(error.to_string()),
-                Err(_) => return shared.note("pinning panicked".to_owned()),
+                shared.pinned(rung, source.len());
+                Answer::Pinned
             }
-        }
-        if later.is_empty() || !shared.await_pass() {
+            Ok(Ok(Pinning::Later { reason })) => {
+                shared.note(reason);
+                Answer::Later
+            }
+            Ok(Ok(Pinning::Staged { reason })) => {
+                shared.note(reason);
+                Answer::Staged
+            }
+            Ok(Err(error)) => return shared.note(error.to_string()),
+            Err(_) => return shared.note("pinning panicked".to_owned()),
+        };
+        if answers.send(answer).is_err() {
             return;
         }
-        targets = later;
     }
 }

@@ -1,16 +1,16 @@
 //! Plan and layout joined: for each streamed visit its uploads and decode table, with every offset fixed.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
-use crate::device::{DecodeEntry, DecodeTable, Device, DeviceError, Pinning};
+use crate::device::{DecodeEntry, DecodeTable, Device, DeviceError};
 use crate::executor::costs::Costs;
 use crate::executor::layout::{BlockLayout, Location};
 use crate::model::Model;
 use crate::plan::{
     BlockLoad, Dependency, KindLoad, PassRef, Place, Plan, Stage, Tier, VisitLoad, Workload,
 };
-use crate::source::{Source, SourceFile};
+use crate::source::Source;
 
 /// The smallest piece in which residents are decoded when they are loaded. Staging of streamed blocks is larger and
 /// serves as well.
@@ -38,34 +38,6 @@ pub(super) fn pin_sources<D: Device>(
     Ok(pinned)
 }
 
-/// Where the bytes of each file come from in the long run.
-pub(super) type FileTiers = Vec<(Arc<SourceFile>, Tier)>;
-
-/// Tries to pin a little of each file. What is not in the page cache yet will be, once it was read.
-pub(super) fn file_tiers<D: Device>(device: &D, model: &Model) -> Result<FileTiers, DeviceError> {
-    const TRIED_BYTES: u64 = 1 << 20;
-    let mut tiers = FileTiers::new();
-    for tensor in model.blocks().iter().flat_map(|block| block.tensors()) {
-        let Source::File { file, range } = tensor.source() else {
-            continue;
-        };
-        if tiers.iter().any(|(known, _)| Arc::ptr_eq(known, file)) {
-            continue;
-        }
-        let source = Source::File {
-            file: Arc::clone(file),
-            range: range.start..range.end.min(range.start + TRIED_BYTES),
-        };
-        let tier = match device.pin(&source) {
-            Ok(Pinning::Pinned { .. } | Pinning::Later { .. }) => Tier::Pinned,
-            Err(error @ DeviceError::Lost { .. }) => return Err(error),
-            Ok(Pinning::Staged { .. }) | Err(_) => Tier::Disk,
-        };
-        tiers.push((Arc::clone(file), tier));
-    }
-    Ok(tiers)
-}
-
 /// Whether the device reads every tensor in place.
 pub(super) fn is_all_pinned<D: Device>(model: &Model, pinned: &PinnedSources<D>) -> bool {
     model.blocks().iter().enumerate().all(|(block, swappable)| {
@@ -81,13 +53,9 @@ pub(super) fn workload<D: Device>(
     model: &Model,
     layouts: &[BlockLayout],
     pinned: &PinnedSources<D>,
-    files: &FileTiers,
+    files_are_pinned: bool,
     costs: &Costs,
 ) -> Workload {
-    let tier_of_file = |file: &Arc<SourceFile>| {
-        let known = files.iter().find(|(known, _)| Arc::ptr_eq(known, file));
-        known.map_or(Tier::Disk, |&(_, tier)| tier)
-    };
     let blocks = model
         .blocks()
         .iter()
@@ -95,8 +63,8 @@ pub(super) fn workload<D: Device>(
         .enumerate()
         .map(|(index, (block, layout))| {
             let tier_of = |&tensor: &usize| match block.tensors()[tensor].source() {
-                Source::File { file, .. } => tier_of_file(file),
-                Source::Described { .. } => Tier::Disk,
+                Source::File { .. } if files_are_pinned => Tier::Pinned,
+                Source::File { .. } | Source::Described { .. } => Tier::Disk,
                 Source::Memory { .. } if pinned.contains_key(&(index, tensor)) => Tier::Pinned,
                 Source::Memory { .. } => Tier::Host,
             };

@@ -151,7 +151,6 @@ impl<D: Device> Offload<D> {
         let last = self.progress.ended[1].map(|last| self.await_last_submission(last));
         // An arrival failed that nobody waited for, because its visit was skipped. Whatever came after it was given up.
         let failed = matches!(last, Some(Err(_)));
-        self.pinner.pass_begins();
         let epoch = self.transfer.epoch.load(Ordering::Acquire);
         if !self.direct && !self.transfer.has_failed(epoch) && self.transfer.is_all_pinned() {
             // Once: what the feeder has of this pass goes first.

@@ -108,6 +108,10 @@ impl<D: Device, O: Observer> Device for Observed<D, O> {
         self.inner.pin(source)
     }
 
+    fn pins_files(&self) -> bool {
+        self.inner.pins_files()
+    }
+
     fn create_stream(&self, name: &str) -> Result<D::Stream, DeviceError> {
         self.observer.before(Call::CreateStream)?;
         self.inner.create_stream(name)

@@ -113,6 +113,10 @@ impl Device for VirtualDevice {
         })
     }
 
+    fn pins_files(&self) -> bool {
+        false
+    }
+
     fn create_stream(&self, _name: &str) -> Result<VirtualStream, DeviceError> {
         Ok(VirtualStream {
             free_s: Arc::default(),
