@@ -83,7 +83,8 @@ where
             return report;
         }
     }
-    panic!("2,000 passes were not enough: {:?}", offload.report());
+    let host = offload.report().unwrap().host;
+    panic!("2,000 passes were not enough: {host:?}");
 }
 
 #[test]
@@ -139,8 +140,8 @@ fn a_device_that_pins_no_files_says_why() {
 
 #[test]
 fn a_failed_pin_is_noted_and_the_rest_is_staged() {
-    // The first call tries what the device can.
-    for n in 1..=BLOCKS as u64 {
+    // At the least budget at least half of the blocks are streamed.
+    for n in 0..BLOCKS as u64 / 2 {
         let faults = Faults::new(|call| matches!(call, Call::Pin { .. }));
         faults.arm(n);
         let device = Observed::new(copying(), faults);
