@@ -591,12 +591,12 @@ fn a_read_error_names_the_file_and_the_offset() {
             .remainder_below(64)
             .device_budget(DeviceBudget::mib(1))
             .build()
-            .and_then(|mut offload| {
+            .and_then(|mut offload| -> Result<(), OffloadError> {
                 let mut pass = offload.pass(PassKind::FULL, &stream)?;
                 let first = pass.acquire()?.map(|lease| lease.visit());
                 panic!("visit {first:?} was leased");
             });
-        let OffloadError::Source { block, source } = error.map(|()| ()).unwrap_err() else {
+        let OffloadError::Source { block, source } = error.unwrap_err() else {
             panic!("not an error of the source")
         };
         assert_eq!(block, "blocks.0");
