@@ -58,6 +58,7 @@ fn the_cpu_device_keeps_the_contract_with_poison_jitter_and_no_pinning() {
         .poison(true)
         .jitter(7)
         .pins(false)
+        .memory_bytes(1 << 40)
         .build();
     conformance::check_all(&Cpu(device));
 }

@@ -583,6 +583,11 @@ impl<D: Device> Offload<D> {
 
     pub(super) fn harvest_all(&mut self) -> Result<(), OffloadError> {
         self.mark_end()?;
+        if let Some(last) = self.progress.ended[1]
+            && self.await_last_submission(last).is_err()
+        {
+            self.abandon_transfers(); // nobody asks about that pass any more once its times are taken
+        }
         for slot in 0..2 {
             if let Some(ended) = self.progress.ended[slot] {
                 self.await_end(ended)?;
