@@ -1,13 +1,13 @@
 //! The same numbers as the reference, in loops that compilers turn into vector instructions.
 //!
 //! Each format's `write` says what its `numbers` says, one shared scale and one shift at a time. Everything here is
-//! plain Rust, compiled twice: for any processor, and once more for those with AVX2, which [`decode_as`] asks for when
-//! it is called. One thing has no plain form that compiles well, looking up bytes in a table of 16; it is a [`Machine`]'s
-//! to do. Nothing depends on the order of operations, so that both give the reference's bits.
+//! plain Rust, compiled twice: for any processor, and once more for those with AVX2 and F16C, which [`decode_as`] asks for
+//! when it is called. Two things have no plain form that compiles well, looking up bytes in a table of 16 and rounding to
+//! f16; they are a [`Machine`]'s to do. Nothing depends on the order of operations, so that both give the reference's bits.
 
 #![expect(
     unsafe_code,
-    reason = "calling what is compiled for AVX2 once the processor was asked"
+    reason = "calling what is compiled for AVX2 and F16C once the processor was asked"
 )]
 
 use bytemuck::NoUninit;
@@ -18,6 +18,9 @@ use super::{Float, QuantBlock};
 pub(super) trait Machine: Copy {
     /// `table[code]` for each of 16 codes below 16.
     fn look_up(self, table: &[i8; 16], codes: [u8; 16]) -> [i8; 16];
+
+    /// Rounds numbers to f16, to nearest even, little-endian. Both slices have the same length.
+    fn round_to_f16(self, numbers: &[f32], rounded: &mut [u16]);
 }
 
 /// Any processor.
@@ -28,6 +31,13 @@ impl Machine for Portable {
     #[inline(always)]
     fn look_up(self, table: &[i8; 16], codes: [u8; 16]) -> [i8; 16] {
         codes.map(|code| table[usize::from(code & 15)])
+    }
+
+    #[inline(always)]
+    fn round_to_f16(self, numbers: &[f32], rounded: &mut [u16]) {
+        for (rounded, number) in rounded.iter_mut().zip(numbers) {
+            *rounded = f16_bits(*number).to_le();
+        }
     }
 }
 
@@ -77,10 +87,20 @@ fn decode_on<M: Machine, B: QuantBlock<LEN>, const LEN: usize>(
                     write_all(machine, blocks, factor, numbers);
                 }
             }
-            _ => write_rounded(machine, blocks, factor, arrived, |x| x.to_bits().to_le()),
+            _ => write_rounded(machine, blocks, factor, arrived, |numbers, rounded| {
+                for (rounded, number) in rounded.iter_mut().zip(numbers) {
+                    *rounded = number.to_bits().to_le();
+                }
+            }),
         },
-        Float::F16 => write_rounded(machine, blocks, factor, arrived, |x| f16_bits(x).to_le()),
-        Float::BF16 => write_rounded(machine, blocks, factor, arrived, |x| bf16_bits(x).to_le()),
+        Float::F16 => write_rounded(machine, blocks, factor, arrived, |numbers, rounded| {
+            machine.round_to_f16(numbers, rounded);
+        }),
+        Float::BF16 => write_rounded(machine, blocks, factor, arrived, |numbers, rounded| {
+            for (rounded, number) in rounded.iter_mut().zip(numbers) {
+                *rounded = bf16_bits(*number).to_le();
+            }
+        }),
     }
 }
 
@@ -108,7 +128,7 @@ fn write_rounded<M, B, Bits, const LEN: usize>(
     blocks: &[B],
     factor: Option<f32>,
     arrived: &mut [u8],
-    round: impl Fn(f32) -> Bits,
+    round: impl Fn(&[f32], &mut [Bits]),
 ) where
     M: Machine,
     B: QuantBlock<LEN>,
@@ -120,10 +140,9 @@ fn write_rounded<M, B, Bits, const LEN: usize>(
     for (blocks, arrived) in blocks.chunks(NUMBERS / LEN).zip(pieces) {
         let numbers = &mut buffer[..blocks.len() * LEN];
         write_all(machine, blocks, factor, numbers);
-        for (rounded, number) in rounded.iter_mut().zip(numbers) {
-            *rounded = round(*number);
-        }
-        arrived.copy_from_slice(&bytemuck::cast_slice(&rounded)[..arrived.len()]);
+        let rounded = &mut rounded[..numbers.len()];
+        round(numbers, rounded);
+        arrived.copy_from_slice(bytemuck::cast_slice(rounded));
     }
 }
 
@@ -168,17 +187,20 @@ fn bf16_bits(number: f32) -> u16 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use std::arch::x86_64::{__m128i, _mm_shuffle_epi8};
+    use std::arch::x86_64::{
+        __m128i, __m256, _MM_FROUND_TO_NEAREST_INT, _mm_shuffle_epi8, _mm256_cvtps_ph,
+    };
 
-    use super::{Float, Machine, QuantBlock, decode_on};
+    use super::{Float, Machine, Portable, QuantBlock, decode_on};
 
-    /// A processor that has AVX2: there is no value without.
+    /// A processor that has AVX2 and F16C: there is no value without.
     #[derive(Clone, Copy)]
     pub(super) struct Avx2(());
 
     impl Avx2 {
         pub(super) fn new() -> Option<Self> {
-            is_x86_feature_detected!("avx2").then_some(Self(()))
+            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"))
+                .then_some(Self(()))
         }
 
         pub(super) fn decode<B: QuantBlock<LEN>, const LEN: usize>(
@@ -188,7 +210,7 @@ mod avx2 {
             target: Float,
             arrived: &mut [u8],
         ) {
-            #[target_feature(enable = "avx2")]
+            #[target_feature(enable = "avx2,f16c")]
             fn compiled_for_avx2<B: QuantBlock<LEN>, const LEN: usize>(
                 machine: Avx2,
                 encoded: &[u8],
@@ -198,7 +220,7 @@ mod avx2 {
             ) {
                 decode_on::<Avx2, B, LEN>(machine, encoded, factor, target, arrived);
             }
-            // SAFETY: the processor has AVX2, or `self` would not exist.
+            // SAFETY: the processor has AVX2 and F16C, or `self` would not exist.
             unsafe { compiled_for_avx2::<B, LEN>(self, encoded, factor, target, arrived) }
         }
     }
@@ -207,13 +229,30 @@ mod avx2 {
         #[inline(always)]
         fn look_up(self, table: &[i8; 16], codes: [u8; 16]) -> [i8; 16] {
             #[inline]
-            #[target_feature(enable = "avx2")]
+            #[target_feature(enable = "avx2,f16c")]
             fn shuffled(table: &[i8; 16], codes: [u8; 16]) -> [i8; 16] {
                 let table: __m128i = bytemuck::cast(*table);
                 bytemuck::cast(_mm_shuffle_epi8(table, bytemuck::cast(codes)))
             }
-            // SAFETY: the processor has AVX2, or `self` would not exist.
+            // SAFETY: the processor has AVX2 and F16C, or `self` would not exist.
             unsafe { shuffled(table, codes) }
+        }
+
+        #[inline(always)]
+        fn round_to_f16(self, numbers: &[f32], rounded: &mut [u16]) {
+            #[inline]
+            #[target_feature(enable = "avx2,f16c")]
+            fn eight_rounded(numbers: [f32; 8]) -> [u16; 8] {
+                let numbers: __m256 = bytemuck::cast(numbers);
+                bytemuck::cast(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(numbers))
+            }
+            let (eights, rest) = numbers.as_chunks::<8>();
+            let (rounded_eights, rounded_rest) = rounded.as_chunks_mut::<8>();
+            for (rounded, numbers) in rounded_eights.iter_mut().zip(eights) {
+                // SAFETY: the processor has AVX2 and F16C, or `self` would not exist.
+                *rounded = unsafe { eight_rounded(*numbers) };
+            }
+            Portable.round_to_f16(rest, rounded_rest);
         }
     }
 }
