@@ -12,7 +12,7 @@ const DOUBLED: [f32; 16] = [
     0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0,
 ];
 
-/// The same.
+/// The same as integers.
 const DOUBLED_INTEGERS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// 32 numbers share the scale `2^(e - 127)`. Code 255, NaN in the OCP standard, is an exponent like any other in ggml.

@@ -16,7 +16,7 @@ const IQ4_GRID: [f32; 16] = [
     89.0, 113.0,
 ];
 
-/// [`IQ4_GRID`] as integers.
+/// The same as integers.
 const IQ4_INTEGERS: [i8; 16] = [
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ];
