@@ -83,7 +83,7 @@ impl Scene {
         bytes: &[u8],
     ) {
         let mut expected = vec![0; bytes.len() * usize::try_from(float.bytes()).unwrap()];
-        decode::decode_scaled(encoding, bytes, &scale, float, &mut expected).unwrap();
+        decode::decode_scaled_by_definition(encoding, bytes, &scale, float, &mut expected).unwrap();
         self.add_expected(
             encoding,
             float.encoding(),
@@ -176,7 +176,7 @@ fn reference(encoding: Encoding, arrived: Encoding, bytes: &[u8]) -> Vec<u8> {
     let float = Float::from_encoding(arrived).unwrap();
     let numbers = bytes.len() as u64 / encoding.quant_block_bytes() * encoding.quant_block_len();
     let mut decoded = vec![0; usize::try_from(numbers * float.bytes()).unwrap()];
-    decode::decode(encoding, bytes, float, &mut decoded).unwrap();
+    decode::decode_by_definition(encoding, bytes, float, &mut decoded).unwrap();
     decoded
 }
 

@@ -113,14 +113,13 @@ pub(super) fn check_tables(tables: &[DecodeTable], arena_bytes: u64) -> Result<(
             "contract: {elements} numbers of {} have factors for fewer",
             entry.encoding
         );
-        let decodes = match &entry.scale {
-            Some(_) => decode::is_scalable(entry.encoding),
-            None => entry.arrived == entry.encoding || decode::is_supported(entry.encoding),
+        let known = match (Float::from_encoding(entry.arrived), &entry.scale) {
+            (_, None) if entry.arrived == entry.encoding => true,
+            (Some(_), None) => decode::is_supported(entry.encoding),
+            (Some(_), Some(_)) => decode::is_scalable(entry.encoding),
+            (None, _) => false,
         };
-        if !decodes
-            || (entry.arrived != entry.encoding || entry.scale.is_some())
-                && Float::from_encoding(entry.arrived).is_none()
-        {
+        if !known {
             let reason = format!("decoding {} to {}", entry.encoding, entry.arrived);
             return Err(DeviceError::Unsupported { reason });
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{DecodeError, Float, QuantBlock, assert_lengths, decode_with, fp};
+use super::{DecodeError, Decoder, Decoders, Float, Machine, QuantBlock, assert_lengths, fp};
 use crate::encoding::Encoding;
 
 /// The factors that a tensor's numbers are multiplied with, one for each run of consecutive numbers.
@@ -116,7 +116,7 @@ impl Scale {
 /// Whether [`decode_scaled`] knows the encoding: `F8_E4M3`, `F8_E5M2` and `I8`, what files keep a scale beside.
 #[must_use]
 pub fn is_scalable(encoding: Encoding) -> bool {
-    scaled_decoder(encoding).is_some()
+    scaled_decoders(encoding).is_some()
 }
 
 /// As [`decode`](super::decode), each number multiplied with its factor.
@@ -136,37 +136,62 @@ pub fn decode_scaled(
     target: Float,
     arrived: &mut [u8],
 ) -> Result<(), DecodeError> {
-    let decoder = scaled_decoder(encoding).ok_or(DecodeError::Unsupported { encoding })?;
+    let decoders = scaled_decoders(encoding).ok_or(DecodeError::Unsupported { encoding })?;
+    decode_runs(decoders.quick, encoding, encoded, scale, target, arrived);
+    Ok(())
+}
+
+/// As [`decode_scaled`], number by number.
+///
+/// # Errors
+/// As [`decode_scaled`].
+///
+/// # Panics
+/// As [`decode_scaled`].
+pub fn decode_scaled_by_definition(
+    encoding: Encoding,
+    encoded: &[u8],
+    scale: &Scale,
+    target: Float,
+    arrived: &mut [u8],
+) -> Result<(), DecodeError> {
+    let decoders = scaled_decoders(encoding).ok_or(DecodeError::Unsupported { encoding })?;
+    decode_runs(
+        decoders.by_definition,
+        encoding,
+        encoded,
+        scale,
+        target,
+        arrived,
+    );
+    Ok(())
+}
+
+fn decode_runs(
+    decoder: Decoder,
+    encoding: Encoding,
+    mut encoded: &[u8],
+    scale: &Scale,
+    target: Float,
+    mut arrived: &mut [u8],
+) {
     let numbers = assert_lengths(encoding, encoded, target, arrived);
-    let (mut encoded, mut arrived) = (encoded, arrived);
     for (len, factor) in scale.runs(numbers) {
         let len = usize::try_from(len).expect("part of a slice");
         let (from, encoded_rest) = encoded.split_at(len);
         let (to, arrived_rest) = arrived.split_at_mut(len * target.bytes() as usize);
-        decoder(from, factor, target, to);
+        decoder(from, Some(factor), target, to);
         (encoded, arrived) = (encoded_rest, arrived_rest);
     }
-    Ok(())
 }
 
-type ScaledDecoder = fn(&[u8], f32, Float, &mut [u8]);
-
-fn scaled_decoder(encoding: Encoding) -> Option<ScaledDecoder> {
+fn scaled_decoders(encoding: Encoding) -> Option<Decoders> {
     match encoding {
-        Encoding::F8E4M3 => Some(decode_scaled_as::<fp::F8E4M3>),
-        Encoding::F8E5M2 => Some(decode_scaled_as::<fp::F8E5M2>),
-        Encoding::I8 => Some(decode_scaled_as::<I8>),
+        Encoding::F8E4M3 => Some(Decoders::of::<fp::F8E4M3, 1>()),
+        Encoding::F8E5M2 => Some(Decoders::of::<fp::F8E5M2, 1>()),
+        Encoding::I8 => Some(Decoders::of::<I8, 1>()),
         _ => None,
     }
-}
-
-fn decode_scaled_as<B: QuantBlock<1>>(
-    encoded: &[u8],
-    factor: f32,
-    target: Float,
-    arrived: &mut [u8],
-) {
-    decode_with::<B, 1>(encoded, target, arrived, |number| number * factor);
 }
 
 /// A signed integer: a number only with a scale.
@@ -179,5 +204,10 @@ impl QuantBlock<1> for I8 {
 
     fn numbers(&self) -> [f32; 1] {
         [f32::from(self.0)]
+    }
+
+    #[inline(always)]
+    fn write<M: Machine>(&self, _: M, numbers: &mut [f32; 1]) {
+        *numbers = self.numbers();
     }
 }
