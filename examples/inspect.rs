@@ -47,7 +47,7 @@ struct Report<'a> {
     /// Bytes outside the blocks.
     other_bytes: u64,
     /// Tensors that no WAN transformer has.
-    unknown: Vec<&'a str>,
+    unknown: Vec<String>,
     /// Why no model can be built of a WAN checkpoint; `null` when one can, or when it is none.
     problem: Option<String>,
 }

@@ -16,6 +16,14 @@ impl WanBlock {
             tensors,
         }
     }
+
+    /// The same block with `prefix` and a dot before its name.
+    pub(crate) fn prefixed(self, prefix: &str) -> Self {
+        Self {
+            name: format!("{prefix}.{}", self.name),
+            ..self
+        }
+    }
 }
 
 impl Swappable for WanBlock {

@@ -95,7 +95,7 @@ impl<D: Device> Offload<D> {
         let layouts = settings.layouts(&model);
         let pinned = program::pin_sources(&device, &model)?;
         let workload = program::workload::<D>(&model, &layouts, &pinned, &settings.costs);
-        let plan = amend(Plan::make(&workload, &settings.costs.rates, budget)?);
+        let plan = amend(settings.plan(&workload, budget)?);
         let (kinds, tables) = program::build::<D>(&model, &layouts, &pinned, &plan);
         let streamed = || kinds.iter().flat_map(|kind| kind.visits.iter().flatten());
         let staged = !streamed().all(program::VisitProgram::is_pinned);
