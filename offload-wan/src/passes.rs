@@ -50,7 +50,7 @@ pub enum VaceOrder {
     Interleaved,
     /// All before the first main block, as the authors do; the engine keeps a hint of each.
     AllFirst,
-    /// Not at all: the model without VACE.
+    /// Not at all: the model without VACE's blocks, which are not even loaded.
     Off,
 }
 
@@ -170,7 +170,7 @@ impl WanModel {
     /// # Errors
     /// When it is no WAN transformer or not a whole one, and when an option is out of range.
     pub fn new(checkpoint: &Checkpoint, options: &PassOptions) -> Result<Self, LayoutError> {
-        let transformer = checkpoint.transformer()?;
+        let transformer = of(checkpoint, options)?;
         check(&transformer, options)?;
         let dim = checkpoint.detection().dim;
         let mut drafts = Vec::new();
@@ -193,8 +193,8 @@ impl WanModel {
     ) -> Result<Self, LayoutError> {
         let boundary = pair_boundary(high, low, boundary)?;
         let transformers = [
-            (Expert::High, high.transformer()?),
-            (Expert::Low, low.transformer()?),
+            (Expert::High, of(high, options)?),
+            (Expert::Low, of(low, options)?),
         ];
         alike(&transformers[0].1, &transformers[1].1)?;
         check(&transformers[0].1, options)?;
@@ -250,9 +250,8 @@ impl WanModel {
         dim: u64,
     ) -> Result<Self, LayoutError> {
         let mut model = Model::new(blocks)?;
-        let visited = |index: usize| drafts.iter().any(|draft| draft.visits.contains(&index));
         for (index, (part, _)) in parts.iter().enumerate() {
-            if !part.is_block() && visited(index) {
+            if !part.is_block() {
                 model = model.with_residency(index, Residency::Always)?;
             }
         }
@@ -418,6 +417,15 @@ impl WanModel {
             unhinted_s: (low.predicted_cold_pass_s - low.predicted_pass_s).max(0.0),
         })
     }
+}
+
+/// The transformer with the modules that the options ask for.
+fn of(checkpoint: &Checkpoint, options: &PassOptions) -> Result<Transformer, LayoutError> {
+    let transformer = checkpoint.transformer()?;
+    Ok(match options.vace {
+        VaceOrder::Off => transformer.without_vace(),
+        VaceOrder::Interleaved | VaceOrder::AllFirst => transformer,
+    })
 }
 
 fn arc(block: crate::block::WanBlock) -> Arc<dyn Swappable> {

@@ -183,6 +183,19 @@ impl Transformer {
         }
     }
 
+    /// The same without what belongs to VACE.
+    pub(crate) fn without_vace(self) -> Self {
+        let is_kept =
+            |part: &Part| !matches!(part, Part::Vace(_) | Part::Group("vace_patch_embedding"));
+        let kept = self.blocks.into_iter().zip(self.parts);
+        let (blocks, parts) = kept.filter(|(_, part)| is_kept(part)).unzip();
+        Self {
+            blocks,
+            parts,
+            ..self
+        }
+    }
+
     /// The blocks in the order in which they run, without the main blocks `skipped` and what runs after each.
     ///
     /// Skipped blocks do not change the running state of VACE: its blocks all run.
@@ -195,8 +208,7 @@ impl Transformer {
                     skips = skipped.contains(main);
                     !skips
                 }
-                Part::Vace(_) => vace == VaceOrder::Interleaved,
-                Part::Group("vace_patch_embedding") => vace != VaceOrder::Off,
+                Part::Vace(_) => vace != VaceOrder::AllFirst,
                 Part::Injector(_) | Part::Fuser(_) => !skips,
                 _ => true,
             };
