@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::decode::Scale;
 use crate::encoding::Encoding;
 use crate::plan::Place;
 
@@ -56,12 +57,15 @@ pub struct DeviceMemory {
 pub struct Generation(pub u64);
 
 /// How one tensor is decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DecodeEntry {
     /// How it is stored.
     pub encoding: Encoding,
     /// What it becomes. Equal to `encoding`: the bytes are copied.
     pub arrived: Encoding,
+    /// What its numbers are multiplied with, as [`decode_scaled`](crate::decode::decode_scaled) does. The device keeps
+    /// the factors with its program; they are not part of the arena.
+    pub scale: Option<Scale>,
     /// Where the encoded bytes lie in the arena.
     pub encoded: Place,
     /// Where the arrived bytes go in the arena.
@@ -69,7 +73,7 @@ pub struct DecodeEntry {
 }
 
 /// What one decode operation does: a block's tensors.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct DecodeTable {
     /// Tensors, in any order; their places do not overlap.
     pub entries: Vec<DecodeEntry>,
@@ -165,7 +169,7 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
     /// [`DeviceError::Unsupported`] if a table holds a conversion that the device cannot do.
     ///
     /// # Panics
-    /// When an entry's bytes contradict its encoding, or lie outside the arena.
+    /// When an entry's bytes contradict its encoding or its scale, or lie outside the arena.
     fn prepare(
         &self,
         arena: &Self::Arena,

@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 
+use crate::decode::{Scale, is_scalable};
 use crate::encoding::{Encoding, EncodingError};
 use crate::source::Source;
 
@@ -71,6 +72,24 @@ pub enum SpecError {
         /// The shape it has.
         stored_shape: Vec<u64>,
     },
+    /// Nothing multiplies numbers of the encoding with a scale.
+    #[error("tensor {name}: {encoding} takes no scale")]
+    Unscalable {
+        /// The tensor.
+        name: String,
+        /// As stored.
+        encoding: Encoding,
+    },
+    /// The scale is for another number of elements.
+    #[error("tensor {name}: a scale for {scaled} numbers, the tensor has {elements}")]
+    Scale {
+        /// The tensor.
+        name: String,
+        /// Numbers that the scale has factors for.
+        scaled: u64,
+        /// Elements of the tensor.
+        elements: u64,
+    },
 }
 
 /// A tensor as it is stored: name, shape, encoding and where its bytes are.
@@ -81,6 +100,7 @@ pub struct TensorSpec {
     encoding: Encoding,
     source: Source,
     role: Role,
+    scale: Option<Scale>,
 }
 
 impl TensorSpec {
@@ -117,6 +137,7 @@ impl TensorSpec {
             shape,
             encoding,
             source,
+            scale: None,
         })
     }
 
@@ -175,6 +196,31 @@ impl TensorSpec {
         Ok(Self { source, ..self })
     }
 
+    /// The same tensor with a scale: it arrives, unless as stored, with its numbers multiplied.
+    ///
+    /// The factors are the caller's to read, once and whole: they are a few bytes, lie elsewhere in the file, and are
+    /// needed whenever a part of the tensor is decoded. Devices keep them beside their decode tables.
+    ///
+    /// # Errors
+    /// [`SpecError::Unscalable`] and [`SpecError::Scale`].
+    pub fn with_scale(self, scale: Scale) -> Result<Self, SpecError> {
+        let (name, encoding, elements) = (self.name.clone(), self.encoding, self.element_count());
+        if !is_scalable(encoding) {
+            return Err(SpecError::Unscalable { name, encoding });
+        }
+        match scale.numbers() {
+            Some(scaled) if scaled != elements => Err(SpecError::Scale {
+                name,
+                scaled,
+                elements,
+            }),
+            _ => Ok(Self {
+                scale: Some(scale),
+                ..self
+            }),
+        }
+    }
+
     /// The same tensor under another name.
     #[must_use]
     pub fn with_name(self, name: impl Into<String>) -> Self {
@@ -212,6 +258,12 @@ impl TensorSpec {
     #[must_use]
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// What its numbers are multiplied with when it is decoded.
+    #[must_use]
+    pub fn scale(&self) -> Option<&Scale> {
+        self.scale.as_ref()
     }
 
     /// Elements it holds.

@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use offload_core::cpu::{CpuArena, CpuDevice, CpuStream};
 use offload_core::device::Device;
 use offload_core::testing::conformance::{self, Harness};
+use offload_core::testing::decoding;
 
 struct Cpu(CpuDevice);
 
@@ -60,6 +61,14 @@ fn the_cpu_device_keeps_the_contract_with_poison_jitter_and_no_pinning() {
         .pins(false)
         .build();
     conformance::check_all(&Cpu(device));
+}
+
+#[test]
+fn the_cpu_device_decodes_by_definition_at_random() {
+    let device = Cpu(CpuDevice::new());
+    let offered = decoding::offered_conversions(device.device());
+    assert_eq!(offered, decoding::all_conversions());
+    decoding::decode_at_random(&device, 1, 40);
 }
 
 #[test]

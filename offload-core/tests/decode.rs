@@ -10,7 +10,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use half::{bf16, f16};
-use offload_core::decode::{DecodeError, Float, decode, is_supported};
+use offload_core::decode::{DecodeError, Float, decode, decode_by_definition, is_supported};
 use offload_core::encoding::Encoding;
 
 fn folder() -> PathBuf {
@@ -45,6 +45,12 @@ fn decoded(encoding: Encoding, encoded: &[u8], target: Float) -> Vec<u8> {
     arrived
 }
 
+fn decoded_by_definition(encoding: Encoding, encoded: &[u8], target: Float) -> Vec<u8> {
+    let mut arrived = vec![0xaa; decoded(encoding, encoded, target).len()];
+    decode_by_definition(encoding, encoded, target, &mut arrived).unwrap();
+    arrived
+}
+
 fn to_f32s(arrived: &[u8]) -> Vec<f32> {
     arrived
         .chunks_exact(4)
@@ -66,11 +72,51 @@ fn assert_same(name: &str, got: &[f32], wanted: &[f32]) {
 #[test]
 fn every_golden_vector_decodes_bit_for_bit() {
     for (name, encoding, encoded, wanted) in golden() {
-        assert_same(
-            &name,
-            &to_f32s(&decoded(encoding, &encoded, Float::F32)),
-            &wanted,
-        );
+        for decoded in [decoded, decoded_by_definition] {
+            let got = to_f32s(&decoded(encoding, &encoded, Float::F32));
+            assert_same(&name, &got, &wanted);
+        }
+    }
+}
+
+/// Every code of the small element types, every f16 and bf16, and every way in which an f32 can round to 16 bits: its
+/// lower 16 bits decide, with every upper half.
+#[test]
+fn every_element_equals_the_definition_in_every_target() {
+    let bytes: Vec<u8> = (0..=u8::MAX).collect();
+    let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let lower = [
+        0, 1, 0x0fff, 0x1000, 0x1001, 0x3000, 0x7fff, 0x8000, 0x8001, 0xffff,
+    ];
+    let floats: Vec<u8> = (0..=u16::MAX)
+        .flat_map(|upper| lower.map(|lower| (u32::from(upper) << 16) | lower))
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    let elements = [
+        (Encoding::F8E4M3, &bytes),
+        (Encoding::F8E5M2, &bytes),
+        (Encoding::F16, &halves),
+        (Encoding::BF16, &halves),
+        (Encoding::F32, &floats),
+    ];
+    for (encoding, encoded) in elements {
+        let got = decoded(encoding, encoded, Float::F32);
+        let wanted = decoded_by_definition(encoding, encoded, Float::F32);
+        assert_same(encoding.name(), &to_f32s(&got), &to_f32s(&wanted));
+        for target in [Float::F16, Float::BF16] {
+            let got = decoded(encoding, encoded, target);
+            let wanted = decoded_by_definition(encoding, encoded, target);
+            let infinity = if target == Float::F16 { 0x7c00 } else { 0x7f80 };
+            let numbers = got.as_chunks::<2>().0.iter().zip(wanted.as_chunks::<2>().0);
+            for (i, (&got, &wanted)) in numbers.enumerate() {
+                let [got, wanted] = [got, wanted].map(u16::from_le_bytes);
+                let both_nan = got & 0x7fff > infinity && wanted & 0x7fff > infinity;
+                assert!(
+                    got == wanted || both_nan,
+                    "{encoding} to {target}: number {i} is {got:#06x}, not {wanted:#06x}"
+                );
+            }
+        }
     }
 }
 

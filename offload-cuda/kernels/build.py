@@ -3,6 +3,7 @@
 
 usage: build.py            writes the files
        build.py --check    makes them elsewhere, compares, and assembles them for every architecture they serve
+       build.py --fetch    only installs the compilers, where they are not there yet
 
 Needs no GPU and no CUDA toolkit: the compilers come from PyPI, pinned, into a folder of their own in the user's cache
 (OFFLOAD_KERNEL_TOOLS names another). NVRTC 12.0 makes PTX 8.0, which drivers since 525 take.
@@ -135,7 +136,16 @@ def assemble(ptx, arch):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, fail if a committed file differs")
-    check = parser.parse_args().check
+    parser.add_argument("--fetch", action="store_true", help="install the compilers and do nothing else")
+    arguments = parser.parse_args()
+    if arguments.fetch:
+        try:
+            for package in (NVRTC, PTXAS):
+                tools(package)
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"not installed: {error}")
+        return
+    check = arguments.check
     nvrtc = Nvrtc()
     stale = []
     books = SOURCES / "codebooks.cuh"

@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 
-use offload_core::decode::{self, Float};
+use offload_core::decode::{self, Float, Scale};
 use offload_core::device::{DecodeEntry, DecodeTable};
 use offload_core::encoding::Encoding;
 use offload_core::plan::{PLACE_ALIGN, Place};
@@ -63,24 +63,63 @@ fn emulator() -> Option<&'static Path> {
 #[derive(Default)]
 struct Scene {
     sources: Vec<u8>,
-    tensors: Vec<(Encoding, Encoding, Place, Vec<u8>)>,
+    tensors: Vec<(DecodeEntry, Vec<u8>)>,
 }
 
 impl Scene {
     /// Adds a tensor whose source begins `gap` bytes after the one before.
     fn add(&mut self, encoding: Encoding, arrived: Encoding, gap: usize, bytes: &[u8]) {
+        let expected = reference(encoding, arrived, bytes);
+        self.add_expected(encoding, arrived, None, gap, bytes, expected);
+    }
+
+    /// Adds a tensor with a scale.
+    fn add_scaled(
+        &mut self,
+        encoding: Encoding,
+        float: Float,
+        scale: Scale,
+        gap: usize,
+        bytes: &[u8],
+    ) {
+        let mut expected = vec![0; bytes.len() * usize::try_from(float.bytes()).unwrap()];
+        decode::decode_scaled_by_definition(encoding, bytes, &scale, float, &mut expected).unwrap();
+        self.add_expected(
+            encoding,
+            float.encoding(),
+            Some(scale),
+            gap,
+            bytes,
+            expected,
+        );
+    }
+
+    fn add_expected(
+        &mut self,
+        encoding: Encoding,
+        arrived: Encoding,
+        scale: Option<Scale>,
+        gap: usize,
+        bytes: &[u8],
+        expected: Vec<u8>,
+    ) {
         self.sources.resize(self.sources.len() + gap, 0xee);
         let encoded = Place {
             offset: self.sources.len() as u64,
             bytes: bytes.len() as u64,
         };
         self.sources.extend_from_slice(bytes);
-        self.tensors.push((
+        let entry = DecodeEntry {
             encoding,
             arrived,
+            scale,
             encoded,
-            reference(encoding, arrived, bytes),
-        ));
+            place: Place {
+                offset: 0,
+                bytes: 0,
+            },
+        };
+        self.tensors.push((entry, expected));
     }
 
     /// Decodes everything in one launch and compares the whole arena.
@@ -91,23 +130,21 @@ impl Scene {
         } = self;
         let mut end = (arena.len() as u64).next_multiple_of(PLACE_ALIGN);
         let mut table = DecodeTable::default();
-        for (encoding, arrived, encoded, expected) in &tensors {
+        for (entry, expected) in &tensors {
             let place = Place {
                 offset: end,
                 bytes: expected.len() as u64,
             };
             end = place.end().next_multiple_of(PLACE_ALIGN);
             table.entries.push(DecodeEntry {
-                encoding: *encoding,
-                arrived: *arrived,
-                encoded: *encoded,
                 place,
+                ..entry.clone()
             });
         }
         arena.resize(usize::try_from(end).unwrap(), 0xcc);
         let got = run(emulator, &table, &arena);
         assert_eq!(got.len(), arena.len());
-        for (entry, (.., expected)) in table.entries.iter().zip(&tensors) {
+        for (entry, (_, expected)) in table.entries.iter().zip(&tensors) {
             let range = usize::try_from(entry.place.offset).unwrap()
                 ..usize::try_from(entry.place.end()).unwrap();
             let DecodeEntry {
@@ -138,7 +175,7 @@ fn reference(encoding: Encoding, arrived: Encoding, bytes: &[u8]) -> Vec<u8> {
     let float = Float::from_encoding(arrived).unwrap();
     let numbers = bytes.len() as u64 / encoding.quant_block_bytes() * encoding.quant_block_len();
     let mut decoded = vec![0; usize::try_from(numbers * float.bytes()).unwrap()];
-    decode::decode(encoding, bytes, float, &mut decoded).unwrap();
+    decode::decode_by_definition(encoding, bytes, float, &mut decoded).unwrap();
     decoded
 }
 
@@ -148,6 +185,7 @@ fn run(emulator: &Path, table: &DecodeTable, arena: &[u8]) -> Vec<u8> {
     for word in [
         ARENA_BASE,
         arena.len() as u64,
+        launch.bytes.len() as u64,
         u64::from(launch.entry_count),
         u64::from(launch.tiles),
     ] {
@@ -297,6 +335,32 @@ fn every_number_of_every_element_type() {
         }
     }
     scene.check(emulator, "all");
+}
+
+/// Factors for rows of each length, also shorter than a group of 8, from within a row on; tails and several tiles.
+#[test]
+fn scales_of_tensors_and_rows() {
+    let Some(emulator) = emulator() else { return };
+    let factor = |row: u64| (0.37 + row as f32) * if row.is_multiple_of(3) { -1e-3 } else { 1.0 };
+    for encoding in [Encoding::F8E4M3, Encoding::F8E5M2, Encoding::I8] {
+        for float in FLOATS {
+            let mut scene = Scene::default();
+            for (i, numbers) in [1, 7, 8, 300, 8191, 20_003].into_iter().enumerate() {
+                let bytes = random_bytes(numbers, numbers);
+                let factors = Scale::tensor(factor(numbers));
+                scene.add_scaled(encoding, float, factors, i, &bytes);
+                for row_len in [1, 2, 7, 8, 9, 64, 5000, 8192, 10_007, 1 << 30] {
+                    for before in [0, 1, row_len - 1, row_len + 3] {
+                        let rows = (before + numbers).div_ceil(row_len);
+                        let factors: Vec<f32> = (0..rows).map(factor).collect();
+                        let scale = Scale::rows(factors, row_len).after(before);
+                        scene.add_scaled(encoding, float, scale, i, &bytes);
+                    }
+                }
+            }
+            scene.check(emulator, "scaled");
+        }
+    }
 }
 
 #[test]

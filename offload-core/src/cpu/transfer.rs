@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::arena::{Holder, Memory};
 use super::shared::{Counted, Shared};
-use crate::decode::{self, Float};
+use crate::decode::{self, Float, Scale};
 use crate::device::{DecodeTable, DeviceError};
 
 /// Host memory that the CPU device reads in place.
@@ -103,10 +103,22 @@ pub(super) fn check_tables(tables: &[DecodeTable], arena_bytes: u64) -> Result<(
             entry.encoded.end() <= arena_bytes && entry.place.end() <= arena_bytes,
             "contract: a decode entry lies outside an arena of {arena_bytes} bytes"
         );
-        if entry.arrived != entry.encoding
-            && !(decode::is_supported(entry.encoding)
-                && Float::from_encoding(entry.arrived).is_some())
-        {
+        assert!(
+            entry
+                .scale
+                .as_ref()
+                .and_then(Scale::numbers)
+                .is_none_or(|most| elements <= most),
+            "contract: {elements} numbers of {} have factors for fewer",
+            entry.encoding
+        );
+        let known = match (Float::from_encoding(entry.arrived), &entry.scale) {
+            (_, None) if entry.arrived == entry.encoding => true,
+            (Some(_), None) => decode::is_supported(entry.encoding),
+            (Some(_), Some(_)) => decode::is_scalable(entry.encoding),
+            (None, _) => false,
+        };
+        if !known {
             let reason = format!("decoding {} to {}", entry.encoding, entry.arrived);
             return Err(DeviceError::Unsupported { reason });
         }
@@ -117,17 +129,19 @@ pub(super) fn check_tables(tables: &[DecodeTable], arena_bytes: u64) -> Result<(
 pub(super) fn decode_table(memory: &Memory, table: &DecodeTable) {
     for entry in &table.entries {
         memory.read(&entry.encoded.range(), Holder::Decode, |encoded| {
-            memory.write(
-                &entry.place.range(),
-                Holder::Decode,
-                |arrived| match Float::from_encoding(entry.arrived) {
-                    Some(float) if entry.arrived != entry.encoding => {
+            memory.write(&entry.place.range(), Holder::Decode, |arrived| {
+                match (Float::from_encoding(entry.arrived), &entry.scale) {
+                    (Some(float), Some(scale)) => {
+                        decode::decode_scaled(entry.encoding, encoded, scale, float, arrived)
+                            .expect("checked by `prepare`");
+                    }
+                    (Some(float), None) if entry.arrived != entry.encoding => {
                         decode::decode(entry.encoding, encoded, float, arrived)
                             .expect("checked by `prepare`");
                     }
                     _ => arrived.copy_from_slice(encoded),
-                },
-            );
+                }
+            });
         });
     }
 }

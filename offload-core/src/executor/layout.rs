@@ -16,7 +16,7 @@ use crate::swappable::{Role, Swappable, TensorSpec};
 /// The form in which a tensor arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Arrival {
-    /// The encoded bytes, for engines that compute with quantised weights.
+    /// The encoded bytes, for engines that compute with quantised weights. A scale is not applied.
     Stored,
     /// Decoded to floats of this kind.
     Decoded(Float),
@@ -47,7 +47,7 @@ impl ArrivalPolicy {
         vectors: Arrival::Stored,
     };
 
-    /// What `tensor` becomes. What [`decode`] does not know, such as integers, is no weight and always
+    /// What `tensor` becomes. What [`decode`] does not know, such as integers without a scale, is no weight and always
     /// arrives as stored.
     #[must_use]
     pub fn arrived(&self, tensor: &TensorSpec) -> Encoding {
@@ -57,7 +57,9 @@ impl ArrivalPolicy {
             Role::Vector => self.vectors,
         };
         match arrival {
-            Arrival::Decoded(float) if decode::is_supported(stored) => float.encoding(),
+            Arrival::Decoded(float) if decode::is_supported(stored) || tensor.scale().is_some() => {
+                float.encoding()
+            }
             _ => stored,
         }
     }

@@ -85,9 +85,11 @@ fn cut(model: &Model, layouts: &[BlockLayout], plan: &Plan) -> Pieces {
                         offset: home + arrived_bytes(stored, arrived, done),
                         bytes: arrived_bytes(stored, arrived, bytes),
                     };
+                    let before = done / stored.quant_block_bytes() * stored.quant_block_len();
                     let entry = DecodeEntry {
                         encoding: stored,
                         arrived,
+                        scale: spec.scale().map(|scale| scale.after(before)),
                         encoded,
                         place,
                     };

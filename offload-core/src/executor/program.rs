@@ -228,6 +228,8 @@ pub(super) fn build<D: Device>(
                         DecodeEntry {
                             encoding: specs[tensor].encoding(),
                             arrived: tensor_layout.arrived,
+                            scale: (specs[tensor].scale().cloned())
+                                .filter(|_| tensor_layout.arrived != specs[tensor].encoding()),
                             encoded: Place {
                                 offset: staging.offset + tensor_layout.image_offset,
                                 bytes: specs[tensor].source().len(),

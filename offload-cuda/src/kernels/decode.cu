@@ -24,9 +24,19 @@ struct Entry {
     u32 tile_bytes;     // of `source` in a tile: whole quant blocks, a multiple of 8 numbers, at most `TILE_BYTES`
     u32 tile_arrived;   // of `destination` in a tile, a multiple of 16
     u32 conversion;     // how it is stored (ggml's type id, or one of those below); how it arrives, times 256
+    u64 factors;        // where its scale's factors begin, in bytes after the first entry; for the scaled ones only
+    u32 factor_run;     // numbers that share a factor; 0 if all do
+    u32 factor_before;  // numbers that share the first factor and come before the source: with all of these below 2^32
 };
 
-enum : u32 { F8_E4M3_CODE = 64, F8_E5M2_CODE = 65, COPY_CODE = 255 };
+enum : u32 {
+    F8_E4M3_CODE = 64,
+    F8_E5M2_CODE = 65,
+    SCALED_F8_E4M3_CODE = 66,
+    SCALED_F8_E5M2_CODE = 67,
+    SCALED_I8_CODE = 68,
+    COPY_CODE = 255
+};
 enum : u32 { TO_F32 = 0, TO_F16 = 1, TO_BF16 = 2 };
 
 // What a tile may hold: bytes of its source, and scales unpacked ahead.
@@ -41,12 +51,20 @@ struct Shared {
     Scale scales[TILE_SCALES];
 };
 
+// Factors of a tile's numbers: each `run` numbers share one, or all do if that is 0.
+struct Factors {
+    const float *first;
+    u32 run;
+    u32 before;  // numbers before the tile, from the first that shares the first one on
+};
+
 // A tile, as the threads that decode it see it.
 struct Tile {
     Bytes source;
     u32 bytes;  // of `source`
     u64 destination;
     u32 target;
+    Factors factors;  // of the scaled ones
 };
 
 // Stores 8 numbers, the `group`-th 8 of the tile.
@@ -125,6 +143,34 @@ BOTH void decode_floats(const Tile &tile) {
     });
 }
 
+BOTH float factor_of(const Factors &factors, u32 index) {
+    return factors.first[factors.run == 0 ? 0 : (factors.before + index) / factors.run];
+}
+
+// Floats and integers of one byte, times their factors. Eight numbers at a time have one factor; where they might not,
+// because rows are no multiple of 8, and at the end, it is one number at a time.
+template <class E>
+BOTH void decode_scaled(const Tile &tile) {
+    static_assert(E::BYTES == 1, "numbers are counted as bytes");
+    const u32 groups = (tile.factors.run | tile.factors.before) % 8 == 0 ? tile.bytes / 8 : 0;
+    every_thread([&](u32 thread) {
+        float x[8];
+#pragma unroll 1
+        for (u32 i = thread; i < groups; i += THREADS) {
+            E::numbers(tile.source.from(8 * i), x);
+            const float factor = factor_of(tile.factors, 8 * i);
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) x[k] *= factor;
+            store_group(tile, i, x);
+        }
+#pragma unroll 1
+        for (u32 i = 8 * groups + thread; i < tile.bytes; i += THREADS) {
+            E::numbers(tile.source.from(i), x);
+            store_one(tile, i, x[0] * factor_of(tile.factors, i));
+        }
+    });
+}
+
 BOTH void copy(const Tile &tile) {
     every_thread([&](u32 thread) {
 #pragma unroll 1
@@ -173,6 +219,9 @@ BOTH void decode_staged(const Tile &tile, u32 code, Scale *scales) {
         case 42: return decode_quantized<Q2_0>(tile, scales);
         case F8_E4M3_CODE: return decode_floats<F8_E4M3>(tile);
         case F8_E5M2_CODE: return decode_floats<F8_E5M2>(tile);
+        case SCALED_F8_E4M3_CODE: return decode_scaled<F8_E4M3>(tile);
+        case SCALED_F8_E5M2_CODE: return decode_scaled<F8_E5M2>(tile);
+        case SCALED_I8_CODE: return decode_scaled<I8>(tile);
         case COPY_CODE: return copy(tile);
     }
 }
@@ -196,6 +245,8 @@ BOTH void decode_tile(const Entry *entries, u32 count, u32 number, Shared &share
     tile.bytes = left < entry.tile_bytes ? (u32)left : entry.tile_bytes;
     tile.destination = entry.destination + (u64)tile_of_entry * entry.tile_arrived;
     tile.target = entry.conversion >> 8;
+    tile.factors = {(const float *)((const u8 *)entries + entry.factors), entry.factor_run,
+                    entry.factor_before + (u32)begin};
     every_thread([&](u32 thread) {
         constexpr u32 MOST = (GRANULES + THREADS - 1) / THREADS;
         stage<MOST>(shared.image, source - head, (head + tile.bytes + 15) / 16, thread);

@@ -636,3 +636,17 @@ struct F8_E5M2 {
         }
     }
 };
+
+// Signed integers, numbers only with a scale.
+struct I8 {
+    static constexpr u32 BYTES = 1;
+    static BOTH void numbers(const Bytes &bytes, float (&x)[8]) {
+        u32 words[2];
+        bytes.read(0, words);
+#pragma unroll
+        for (u32 k = 0; k < 8; k++) {
+            const u32 lifted = choose(words[k / 4] ^ 0x80808080, TWO_TO_23, 0x7440 | (k % 4));
+            x[k] = float_of_bits(lifted) - (8388608.0f + 128.0f);
+        }
+    }
+};

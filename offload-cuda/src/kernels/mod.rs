@@ -66,12 +66,16 @@ struct LaunchEntry {
     tile_bytes: u32,
     tile_arrived: u32,
     conversion: u32,
+    factors: u64,
+    factor_run: u32,
+    factor_before: u32,
 }
 
 /// What one launch decodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchTable {
-    /// The table, to be brought to the device at a multiple of 8 bytes.
+    /// The table, to be brought to the device at a multiple of 8 bytes: the entries, and behind them the factors of
+    /// tensors that have a scale.
     pub bytes: Vec<u8>,
     /// Tensors in it. Tensors without bytes are left out.
     pub entry_count: u32,
@@ -82,7 +86,13 @@ pub struct LaunchTable {
 /// Whether the kernel turns `encoding` into `arrived`.
 #[must_use]
 pub fn supports(encoding: Encoding, arrived: Encoding) -> bool {
-    conversion(encoding, arrived).is_some()
+    conversion(encoding, arrived, false).is_some()
+}
+
+/// Whether the kernel turns `encoding` with a scale into `arrived`.
+#[must_use]
+pub fn supports_scaled(encoding: Encoding, arrived: Encoding) -> bool {
+    conversion(encoding, arrived, true).is_some()
 }
 
 /// The table for one launch that does what `table` says in an arena at device address `arena_base`.
@@ -94,12 +104,13 @@ pub fn supports(encoding: Encoding, arrived: Encoding) -> bool {
 /// many thread blocks as the table needs.
 ///
 /// # Panics
-/// When an entry's bytes contradict its encoding, or its place is not aligned to 16 bytes.
+/// When an entry's bytes contradict its encoding or its scale, or its place is not aligned to 16 bytes.
 pub fn launch_table(table: &DecodeTable, arena_base: u64) -> Result<LaunchTable, DeviceError> {
     let mut entries = Vec::with_capacity(table.entries.len());
+    let mut factors = Vec::new();
     let mut tiles = 0u32;
     for entry in &table.entries {
-        let (launch, entry_tiles) = launch_entry(entry, arena_base, tiles)?;
+        let (launch, entry_tiles) = launch_entry(entry, arena_base, tiles, &mut factors)?;
         if entry_tiles > 0 {
             entries.push(launch);
         }
@@ -111,26 +122,38 @@ pub fn launch_table(table: &DecodeTable, arena_base: u64) -> Result<LaunchTable,
                 reason: format!("{tiles} and {entry_tiles} tiles in one launch"),
             })?;
     }
+    let entry_bytes = size_of_val(entries.as_slice()) as u64;
+    for entry in &mut entries {
+        entry.factors += entry_bytes;
+    }
+    let mut bytes = bytemuck::cast_slice(&entries).to_vec();
+    bytes.extend_from_slice(bytemuck::cast_slice(&factors));
     Ok(LaunchTable {
         entry_count: u32::try_from(entries.len()).expect("each has a tile"),
-        bytes: bytemuck::cast_slice(&entries).to_vec(),
+        bytes,
         tiles,
     })
 }
 
+/// The entry, its tiles, and its factors at the end of `factors`.
 fn launch_entry(
     entry: &DecodeEntry,
     arena_base: u64,
     first_tile: u32,
+    factors: &mut Vec<f32>,
 ) -> Result<(LaunchEntry, u64), DeviceError> {
     let &DecodeEntry {
         encoding,
         arrived,
+        ref scale,
         encoded,
         place,
     } = entry;
-    let conversion = conversion(encoding, arrived).ok_or_else(|| DeviceError::Unsupported {
-        reason: format!("{encoding} to {arrived}"),
+    let conversion = conversion(encoding, arrived, scale.is_some()).ok_or_else(|| {
+        let scaled = if scale.is_some() { " with a scale" } else { "" };
+        DeviceError::Unsupported {
+            reason: format!("{encoding}{scaled} to {arrived}"),
+        }
     })?;
     assert!(
         encoded.bytes.is_multiple_of(encoding.quant_block_bytes()),
@@ -166,6 +189,20 @@ fn launch_entry(
         "contract: a tensor arrives at a multiple of {GRANULE} bytes, not at {destination:#x}"
     );
     let small = |bytes: u64| u32::try_from(bytes).expect("a tile is small");
+    let (first_factor, mut factor_run, mut factor_before) = (factors.len(), 0, 0);
+    if let Some(scale) = scale {
+        let (own, run, before) = scale.factors(units * encoding.quant_block_len());
+        factors.extend_from_slice(own);
+        if let Some(run) = run.filter(|_| own.len() > 1) {
+            let end = before + units * encoding.quant_block_len();
+            let small = |count: u64| u32::try_from(count).ok();
+            (factor_run, factor_before) = small(end)
+                .and_then(|_| Some((small(run)?, small(before)?)))
+                .ok_or_else(|| DeviceError::Unsupported {
+                    reason: format!("{own} factors for {end} numbers", own = own.len()),
+                })?;
+        }
+    }
     let launch = LaunchEntry {
         source: address(encoded.offset, encoded.bytes),
         destination,
@@ -174,6 +211,9 @@ fn launch_entry(
         tile_bytes: small(tile_units * unit_bytes),
         tile_arrived: small(tile_units * unit_arrived),
         conversion,
+        factors: (first_factor * size_of::<f32>()) as u64,
+        factor_run,
+        factor_before,
     };
     Ok((launch, units.div_ceil(tile_units)))
 }
@@ -186,9 +226,9 @@ fn tile_quant_blocks(encoding: Encoding) -> u64 {
 }
 
 /// The kernel's code for a conversion.
-fn conversion(encoding: Encoding, arrived: Encoding) -> Option<u32> {
+fn conversion(encoding: Encoding, arrived: Encoding, scaled: bool) -> Option<u32> {
     const COPY: u32 = 255;
-    if encoding == arrived {
+    if encoding == arrived && !scaled {
         return Some(COPY);
     }
     let target = match Float::from_encoding(arrived)? {
@@ -196,13 +236,16 @@ fn conversion(encoding: Encoding, arrived: Encoding) -> Option<u32> {
         Float::F16 => 1,
         Float::BF16 => 2,
     };
-    if !decode::is_supported(encoding) {
-        return None;
-    }
-    let code = match encoding {
-        Encoding::F8E4M3 => 64,
-        Encoding::F8E5M2 => 65,
-        encoding => encoding.ggml_id()?,
+    let code = match (encoding, scaled) {
+        (Encoding::F8E4M3, false) => 64,
+        (Encoding::F8E5M2, false) => 65,
+        (Encoding::F8E4M3, true) => 66,
+        (Encoding::F8E5M2, true) => 67,
+        (Encoding::I8, true) => 68,
+        (_, true) => return None,
+        (encoding, false) => encoding
+            .ggml_id()
+            .filter(|_| decode::is_supported(encoding))?,
     };
     Some(code | (target << 8))
 }
@@ -211,6 +254,7 @@ fn conversion(encoding: Encoding, arrived: Encoding) -> Option<u32> {
 mod tests {
     use std::mem::offset_of;
 
+    use offload_core::decode::Scale;
     use offload_core::plan::Place;
 
     use super::*;
@@ -219,6 +263,7 @@ mod tests {
         DecodeEntry {
             encoding,
             arrived,
+            scale: None,
             encoded: Place {
                 offset: 1,
                 bytes: quant_blocks * encoding.quant_block_bytes(),
@@ -241,13 +286,14 @@ mod tests {
         launch
             .bytes
             .chunks_exact(size_of::<LaunchEntry>())
+            .take(launch.entry_count as usize)
             .map(bytemuck::pod_read_unaligned)
             .collect()
     }
 
     #[test]
     fn an_entry_lies_as_the_kernel_reads_it() {
-        assert_eq!(size_of::<LaunchEntry>(), 40);
+        assert_eq!(size_of::<LaunchEntry>(), 56);
         assert_eq!(offset_of!(LaunchEntry, source), 0);
         assert_eq!(offset_of!(LaunchEntry, destination), 8);
         assert_eq!(offset_of!(LaunchEntry, bytes), 16);
@@ -255,6 +301,9 @@ mod tests {
         assert_eq!(offset_of!(LaunchEntry, tile_bytes), 28);
         assert_eq!(offset_of!(LaunchEntry, tile_arrived), 32);
         assert_eq!(offset_of!(LaunchEntry, conversion), 36);
+        assert_eq!(offset_of!(LaunchEntry, factors), 40);
+        assert_eq!(offset_of!(LaunchEntry, factor_run), 48);
+        assert_eq!(offset_of!(LaunchEntry, factor_before), 52);
     }
 
     #[test]
@@ -299,6 +348,9 @@ mod tests {
                 tile_bytes: 32 * 144,
                 tile_arrived: 32 * 512,
                 conversion: 12 | (2 << 8),
+                factors: 2 * 56,
+                factor_run: 0,
+                factor_before: 0,
             }
         );
         assert_eq!(
@@ -331,6 +383,59 @@ mod tests {
     }
 
     #[test]
+    fn factors_stand_behind_the_entries() {
+        let mut first = entry(Encoding::F8E4M3, Encoding::BF16, 10);
+        first.scale = Some(Scale::tensor(0.5));
+        let mut second = entry(Encoding::I8, Encoding::BF16, 25);
+        second.scale = Some(Scale::rows([1.0, 2.0, 3.0, 4.0, 5.0], 10).after(13));
+        let launch = launch_table(&table(&[first, second.clone()]), 0).expect("supported");
+        let entries = entries_of(&launch);
+        let layout = |entry: &LaunchEntry| (entry.factors, entry.factor_run, entry.factor_before);
+        assert_eq!(layout(&entries[0]), (2 * 56, 0, 0));
+        assert_eq!(layout(&entries[1]), (2 * 56 + 4, 10, 3));
+        let factors: &[f32] = &[0.5, 2.0, 3.0, 4.0];
+        assert_eq!(
+            launch.bytes[2 * 56..],
+            *bytemuck::cast_slice::<_, u8>(factors)
+        );
+
+        second.scale = Some(Scale::rows([1.0], 1 << 40));
+        let launch = launch_table(&table(&[second.clone()]), 0).expect("one factor for all");
+        assert_eq!(layout(&entries_of(&launch)[0]), (56, 0, 0));
+        second.scale = Some(Scale::rows([1.0, 2.0], 1 << 40).after((1 << 40) - 1));
+        let refused = launch_table(&table(&[second.clone()]), 0);
+        assert!(matches!(refused, Err(DeviceError::Unsupported { .. })));
+        second.encoding = Encoding::BF16;
+        second.encoded.bytes *= 2;
+        let refused = launch_table(&table(&[second]), 0).expect_err("not scalable");
+        assert_eq!(
+            refused.to_string(),
+            "unsupported: BF16 with a scale to BF16"
+        );
+    }
+
+    #[test]
+    fn scaled_conversions_are_those_of_the_reference() {
+        for &encoding in Encoding::ALL {
+            let scalable = decode::is_scalable(encoding);
+            assert_eq!(
+                supports_scaled(encoding, Encoding::F16),
+                scalable,
+                "{encoding}"
+            );
+            assert!(!supports_scaled(encoding, Encoding::I8), "{encoding}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "contract: 25 numbers with factors for 24")]
+    fn too_few_factors_are_a_breach() {
+        let mut entry = entry(Encoding::I8, Encoding::F32, 25);
+        entry.scale = Some(Scale::rows([1.0; 3], 8));
+        let _ = launch_table(&table(&[entry]), 0);
+    }
+
+    #[test]
     fn more_tiles_than_a_grid_has_are_refused() {
         let copy = entry(
             Encoding::U8,
@@ -338,7 +443,9 @@ mod tests {
             (TILE_NUMBERS << 31) - TILE_NUMBERS,
         );
         assert_eq!(
-            launch_table(&table(&[copy]), 0).expect("fits").tiles,
+            launch_table(&table(std::slice::from_ref(&copy)), 0)
+                .expect("fits")
+                .tiles,
             i32::MAX as u32
         );
         let one = entry(Encoding::U8, Encoding::U8, 1);

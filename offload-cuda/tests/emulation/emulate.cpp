@@ -1,7 +1,7 @@
 // Runs the decode kernel on the CPU, as plain C++.
 //
-// Standard input: four u64 (device address of the arena, arena bytes, entry count, tiles), then
-// the table, then the arena. Standard output: the arena afterwards.
+// Standard input: five u64 (device address of the arena, arena bytes, table bytes, entry count, tiles), then the table,
+// then the arena. Standard output: the arena afterwards.
 
 #include <cstdio>
 #include <cstdlib>
@@ -17,11 +17,12 @@ static void check(bool holds, const char *what) {
 }
 
 int main() {
-    u64 header[4];
-    check(std::fread(header, 8, 4, stdin) == 4, "no header");
-    const u64 base = header[0], bytes = header[1], count = header[2], tiles = header[3];
-    Entry *entries = (Entry *)std::malloc(count * sizeof(Entry));
-    check(std::fread(entries, sizeof(Entry), count, stdin) == count, "no table");
+    u64 header[5];
+    check(std::fread(header, 8, 5, stdin) == 5, "no header");
+    const u64 base = header[0], bytes = header[1], table_bytes = header[2], count = header[3], tiles = header[4];
+    check(count * sizeof(Entry) <= table_bytes, "a table without its entries");
+    Entry *entries = (Entry *)std::malloc(table_bytes);
+    check(std::fread(entries, 1, table_bytes, stdin) == table_bytes, "no table");
     // What is allocated is just the arena, so that a sanitizer sees every access outside.
     u8 *arena = (u8 *)std::aligned_alloc(256, bytes);
     check(std::fread(arena, 1, bytes, stdin) == bytes, "no arena");
