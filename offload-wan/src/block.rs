@@ -2,6 +2,9 @@
 
 use offload_core::swappable::{Swappable, TensorSpec};
 
+use crate::scales;
+use crate::transformer::LayoutError;
+
 /// One transformer block, or one group of tensors outside the blocks.
 #[derive(Debug, Clone)]
 pub struct WanBlock {
@@ -15,6 +18,14 @@ impl WanBlock {
             name: name.into(),
             tensors,
         }
+    }
+
+    /// The same block, each weight with the scale that lies beside it.
+    pub(crate) fn scaled(&self) -> Result<Self, LayoutError> {
+        Ok(Self {
+            name: self.name.clone(),
+            tensors: scales::applied(&self.name, &self.tensors)?,
+        })
     }
 
     /// The same block with `prefix` and a dot before its name.

@@ -273,7 +273,8 @@ impl Checkpoint {
     /// [`Residency::Always`](offload_core::model::Residency::Always). Tensors bear their canonical names within the
     /// block, such as `self_attn.q.weight`, in file order; one that is in no known group is in the block `other`, which
     /// stays too. Biases, norms, modulation and scales are
-    /// [`Role::Vector`](offload_core::swappable::Role::Vector).
+    /// [`Role::Vector`](offload_core::swappable::Role::Vector). Weights of few bits that have a scale beside them arrive
+    /// multiplied with it, unless as stored.
     ///
     /// # Errors
     /// When this is neither a WAN transformer nor an encoder, or not a whole one.

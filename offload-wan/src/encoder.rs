@@ -13,6 +13,7 @@ use crate::block::WanBlock;
 use crate::checkpoint::BlockSummary;
 use crate::findings::{Finding, Findings};
 use crate::layout::role_by_name;
+use crate::names::canonical_leaf;
 use crate::transformer::LayoutError;
 
 /// How a kind of file calls an encoder's layers.
@@ -175,7 +176,7 @@ impl Encoder {
         for (index, tensors) in &layers {
             let tensors = tensors.iter().map(|(name, tensor)| renamed(tensor, name));
             let block = WanBlock::new(format!("layers.{index}"), tensors.collect());
-            blocks.push(Arc::new(block));
+            blocks.push(Arc::new(block.scaled()?));
         }
         group(&mut blocks, "head", after);
         let mut model = Model::new(blocks)?;
@@ -187,6 +188,7 @@ impl Encoder {
 }
 
 fn renamed(tensor: &TensorSpec, name: &str) -> TensorSpec {
+    let name = &canonical_leaf(name);
     let spec = tensor.clone().with_name(name);
     match role_by_name(name) {
         Some(role) => spec.with_role(role),

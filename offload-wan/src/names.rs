@@ -506,7 +506,7 @@ pub(crate) const ATTACHED: [&str; 4] = [
 pub(crate) const SCALED_FLAG: &str = "scaled_fp8";
 
 /// Gives one name to what tools call differently.
-fn canonical_leaf(tail: &str) -> String {
+pub(crate) fn canonical_leaf(tail: &str) -> String {
     let (owner, leaf) = tail
         .rsplit_once('.')
         .map_or(("", tail), |(owner, leaf)| (owner, leaf));

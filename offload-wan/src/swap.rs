@@ -128,8 +128,7 @@ pub enum SwapError {
 
 impl BlockSwap {
     /// The original's advice for a card of so much memory, by name: `8gb`, `12gb` or `16gb`, as far as `wan` has blocks
-    /// and an image embedding. It was given for 14B models and fits few; [`recommended`](Self::recommended) asks the
-    /// planner instead.
+    /// and an image embedding. It takes no account of the model's size; [`recommended`](Self::recommended) asks the planner.
     ///
     /// # Errors
     /// When there is no such preset.

@@ -28,6 +28,14 @@ pub enum LayoutError {
         /// All of them.
         findings: Findings,
     },
+    /// The scale of a weight cannot be read.
+    #[error("tensor {tensor} cannot be read: {reason}")]
+    Unreadable {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        reason: String,
+    },
     /// A number is out of its range.
     #[error("{what} is {value}: it can be {range}")]
     OutOfRange {
@@ -126,6 +134,9 @@ impl Transformer {
             }
         }
         transformer.add_group(catalog, head);
+        for block in &mut transformer.blocks {
+            *block = block.scaled()?;
+        }
         Ok(transformer)
     }
 

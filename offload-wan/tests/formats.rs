@@ -44,7 +44,39 @@ fn scales_are_found_attached_and_no_unknown_tensors() {
             let owner = weight.rsplit_once('.').expect("is in a module").0;
             assert!(tensor.starts_with(owner), "{tensor} of {weight}");
         }
+        // Each weight that has a scale carries it.
+        let model = checkpoint.model().expect("is whole");
+        let tensors = || model.blocks().iter().flat_map(|block| block.tensors());
+        let named = tensors()
+            .filter(|tensor| tensor.name().ends_with("weight_scale"))
+            .count();
+        let scaled = tensors().filter(|tensor| tensor.scale().is_some()).count();
+        assert_eq!(scaled, named, "{recipe:?}");
+        assert_eq!(scaled > 0, recipe != Recipe::F8);
+        if recipe == Recipe::Int8 {
+            // A factor for each of the rows that were stacked with others.
+            let mut keys = tensors().filter(|tensor| tensor.name() == "cross_attn.k.weight");
+            let scale = keys.next().and_then(|tensor| tensor.scale());
+            assert_eq!(scale.and_then(|scale| scale.numbers()), Some(128 * 128));
+        }
     }
+}
+
+#[test]
+fn a_scale_that_fits_no_row_is_a_finding() {
+    let dir = TempDir::new().expect("can be made");
+    let mut tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    tensors.retain(|(name, _)| !name.starts_with("blocks.") || name.starts_with("blocks.0."));
+    tensors.push(("blocks.0.ffn.0.scale_weight".to_owned(), vec![3]));
+    let path = dir.path().join("model.safetensors");
+    // All of it fp8: only the encoding matters.
+    support::write_safetensors(&path, "F8_E4M3", &tensors);
+    let error = Checkpoint::open(&path).expect("is sound").model();
+    let error = error.expect_err("has a scale of three").to_string();
+    assert!(
+        error.contains("blocks.0.ffn.0.weight_scale has shape [3]"),
+        "{error}"
+    );
 }
 
 #[test]
