@@ -322,7 +322,15 @@ fn bad_usage_and_bad_input_end_with_one_line() {
         "--budget",
         "8GiB",
     ]);
-    refuse(&[&variant[..], &["--budget", "8GiB", "--pair"]].concat());
+    let small = [
+        "--variant",
+        "wan2.1-t2v-1.3b",
+        "--encoding",
+        "BF16",
+        "--pair",
+    ];
+    let line = refuse(&[&small[..], &["--budget", "8GiB"]].concat());
+    assert!(line.contains("no pair of experts"), "{line}");
     refuse(&[&variant[..], &["--budget", "8GiB", "--vace-order", "later"]].concat());
     let line = refuse(&[&variant[..], &["--budget", "8GiB", "--skip-layers", "40"]].concat());
     assert!(line.contains("0 to 39"), "{line}");

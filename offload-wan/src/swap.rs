@@ -350,35 +350,28 @@ impl BlockSwap {
         tracing::info!("[BlockSwap] CPU blocks: {}", moved.len());
     }
 
-    /// Tells through `tracing`, if `block_swap_debug` is set, what each visit of `spans` took: times of the device, not
-    /// of the host.
+    /// Tells through `tracing`, if `block_swap_debug` is set, what each fetched visit of `spans` took: times of the
+    /// device, not of the host. Nothing is ever copied back, so there is no time for that.
     pub fn log_spans(&self, spans: &[Span]) {
         if !self.block_swap_debug {
             return;
         }
-        for compute in spans.iter().filter(|span| span.stage == "compute") {
-            let took = |stage: &str| -> Option<f64> {
+        for upload in spans.iter().filter(|span| span.stage == "upload") {
+            let took = |stage: &str| -> f64 {
                 let of_visit = spans.iter().filter(|span| {
-                    (span.stage, &span.block, span.pass) == (stage, &compute.block, compute.pass)
+                    (span.stage, &span.block, span.pass) == (stage, &upload.block, upload.pass)
                 });
-                of_visit
-                    .map(|span| span.end_s - span.begin_s)
-                    .reduce(|sum, one| sum + one)
+                of_visit.map(|span| span.end_s - span.begin_s).sum()
             };
-            let (name, pass) = (&compute.block, compute.pass);
-            let compute_s = compute.end_s - compute.begin_s;
-            match took("upload") {
-                Some(transfer_s) => tracing::info!(
-                    "[BlockSwap] Block {name} pass {pass}: transfer_time={transfer_s:.4}s, \
-                     decode_time={:.4}s, stall_time={:.4}s, compute_time={compute_s:.4}s",
-                    took("decode").unwrap_or(0.0),
-                    took("stall").unwrap_or(0.0)
-                ),
-                None => tracing::info!(
-                    "[BlockSwap] Block {name} pass {pass}: [GPU-RESIDENT], \
-                     compute_time={compute_s:.4}s"
-                ),
-            }
+            tracing::info!(
+                "[BlockSwap] Block {} pass {}: transfer_time={:.4}s, decode_time={:.4}s, stall_time={:.4}s, compute_time={:.4}s",
+                upload.block,
+                upload.pass,
+                took("upload"),
+                took("decode"),
+                took("stall"),
+                took("compute")
+            );
         }
     }
 }
