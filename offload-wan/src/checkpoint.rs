@@ -17,6 +17,7 @@ use crate::findings::{self, Finding};
 use crate::hints::Hints;
 use crate::names::{self, List};
 use crate::passes::{PassOptions, WanModel};
+use crate::scales;
 use crate::transformer::{LayoutError, Transformer};
 use crate::variant::{Modules, Variant};
 
@@ -184,6 +185,29 @@ impl Checkpoint {
     #[must_use]
     pub fn tensors(&self) -> &[TensorSpec] {
         &self.tensors
+    }
+
+    /// The tensor called `name` in the file as it arrives in a model: a weight of few bits with the scale beside it.
+    ///
+    /// # Errors
+    /// When there is a scale that cannot be read or does not fit.
+    pub fn tensor(&self, name: &str) -> Result<Option<TensorSpec>, LayoutError> {
+        let named = |name: &str| self.tensors.iter().find(|tensor| tensor.name() == name);
+        let Some(tensor) = named(name) else {
+            return Ok(None);
+        };
+        let owner = ["weight", "weight_int8"]
+            .iter()
+            .find_map(|leaf| name.strip_suffix(leaf));
+        let scales = owner.filter(|owner| owner.is_empty() || owner.ends_with('.'));
+        let scale = scales.and_then(|owner| {
+            let names = ["scale_weight", "weight_scale"].map(|leaf| format!("{owner}{leaf}"));
+            names.iter().find_map(|name| named(name))
+        });
+        match scale {
+            Some(scale) => scales::with_scale(tensor, scale).map(Some),
+            None => Ok(Some(tensor.clone())),
+        }
     }
 
     /// What the checkpoint is.

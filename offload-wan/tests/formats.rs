@@ -53,6 +53,13 @@ fn scales_are_found_attached_and_no_unknown_tensors() {
         let scaled = tensors().filter(|tensor| tensor.scale().is_some()).count();
         assert_eq!(scaled, named, "{recipe:?}");
         assert_eq!(scaled > 0, recipe != Recipe::F8);
+        for (_, weight) in checkpoint.attached() {
+            let tensor = checkpoint
+                .tensor(&weight)
+                .expect("can be read")
+                .expect("is there");
+            assert!(tensor.scale().is_some(), "{weight}");
+        }
         if recipe == Recipe::Int8 {
             // A factor for each of the rows that were stacked with others.
             let mut keys = tensors().filter(|tensor| tensor.name() == "cross_attn.k.weight");
