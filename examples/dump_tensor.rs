@@ -85,7 +85,7 @@ fn dump(arguments: Arguments, _out: &mut dyn Write) -> Result<(), Box<dyn Error>
         );
     }
     let checkpoint = Checkpoint::open_all(&arguments.files)?;
-    let tensor = find(&checkpoint, &arguments.tensor)?;
+    let tensor = &find(&checkpoint, &arguments.tensor)?;
     let policy = arguments.dtype.policy();
     if policy.arrived(tensor) == tensor.encoding()
         && Float::from_encoding(tensor.encoding()).is_none()
@@ -119,9 +119,10 @@ fn dump(arguments: Arguments, _out: &mut dyn Write) -> Result<(), Box<dyn Error>
     )
 }
 
-fn find<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<&'a TensorSpec, Box<dyn Error>> {
+/// The tensor, with the scale that lies beside it.
+fn find(checkpoint: &Checkpoint, name: &str) -> Result<TensorSpec, Box<dyn Error>> {
     let tensors = checkpoint.tensors();
-    if let Some(tensor) = tensors.iter().find(|tensor| tensor.name() == name) {
+    if let Some(tensor) = checkpoint.tensor(name)? {
         return Ok(tensor);
     }
     let last = name.rsplit('.').take(2).collect::<Vec<_>>();

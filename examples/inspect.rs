@@ -5,8 +5,8 @@
 //! cargo run --example inspect -- --json shard-1.gguf shard-2.gguf
 //! ```
 //!
-//! Several files are the shards of one model; a `model.safetensors.index.json` stands for all of its own. A sound
-//! container of another model is shown as well, with no variant.
+//! Several files are the shards of one model; a `model.safetensors.index.json`, or its folder, stands for all of its own.
+//! A sound container of another model is shown as well, with no variant.
 
 #[path = "support/program.rs"]
 mod program;
@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use bytesize::ByteSize;
 use clap::Parser;
-use offload_wan::{Checkpoint, Detection, LayoutError};
+use offload_wan::{Checkpoint, Detection, Finding, LayoutError, Variant};
 use serde::Serialize;
 
 /// Shows what a checkpoint is: variant, names, encodings, blocks and bytes.
@@ -29,9 +29,16 @@ struct Arguments {
     /// The checkpoint, GGUF or safetensors; several files, or an index, are the shards of one model.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// What the checkpoint is, whatever it looks like, such as wan2.2-t2v-a14b.
+    #[arg(long, value_name = "NAME", value_parser = parse_variant)]
+    variant: Option<Variant>,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
+}
+
+fn parse_variant(name: &str) -> Result<Variant, String> {
+    Variant::from_name(name).ok_or_else(|| format!("`{name}` is no variant that is known"))
 }
 
 /// What is printed.
@@ -46,8 +53,12 @@ struct Report<'a> {
     blocks: Vec<Block>,
     /// Bytes outside the blocks.
     other_bytes: u64,
-    /// Tensors that no WAN transformer has.
-    unknown: Vec<&'a str>,
+    /// Tensors that no such transformer has.
+    unknown: Vec<String>,
+    /// Everything that is not as the layout has it: missing, misshapen, unknown.
+    findings: Vec<Finding>,
+    /// Tensors that belong to a weight, such as its scale.
+    attached_count: usize,
     /// Why no model can be built of a WAN checkpoint; `null` when one can, or when it is none.
     problem: Option<String>,
 }
@@ -65,6 +76,10 @@ fn main() -> ExitCode {
 
 fn inspect(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     let checkpoint = Checkpoint::open_all(&arguments.files)?;
+    let checkpoint = match arguments.variant {
+        Some(variant) => checkpoint.taken_for(variant),
+        None => checkpoint,
+    };
     let report = Report::new(&checkpoint);
     if arguments.json {
         serde_json::to_writer_pretty(&mut *out, &report)?;
@@ -105,15 +120,18 @@ impl<'a> Report<'a> {
             blocks,
             other_bytes: total_bytes - block_bytes,
             unknown: checkpoint.unknown(),
+            findings: checkpoint.findings(),
+            attached_count: checkpoint.attached().len(),
             problem,
         }
     }
 
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         let detection = self.detection;
-        match detection.variant {
-            Some(variant) => write!(out, "variant     {variant}")?,
-            None => write!(out, "variant     unknown")?,
+        match (detection.variant, detection.encoder) {
+            (Some(variant), _) => write!(out, "variant     {variant}")?,
+            (None, Some(encoder)) => write!(out, "encoder     {encoder}")?,
+            (None, None) => write!(out, "variant     unknown")?,
         }
         for other in &detection.alternatives {
             write!(out, " or {other}")?;
@@ -126,6 +144,14 @@ impl<'a> Report<'a> {
             }
             let (dim, ffn_dim) = (detection.dim, detection.ffn_dim);
             writeln!(out, "\nwidths      {dim}, feed-forward {ffn_dim}")?;
+        }
+        for decision in &detection.decided_by {
+            let by = decision.by.escape_debug();
+            writeln!(
+                out,
+                "decided     {} {}: {by}",
+                decision.what, decision.value
+            )?;
         }
         let total = ByteSize(self.total_bytes);
         writeln!(out, "tensors     {}, {total}", self.tensor_count)?;
@@ -145,8 +171,15 @@ impl<'a> Report<'a> {
             "",
             ByteSize(self.other_bytes)
         )?;
-        for name in &self.unknown {
-            writeln!(out, "unknown     {}", name.escape_debug())?;
+        if self.attached_count > 0 {
+            writeln!(
+                out,
+                "scales      {} tensors beside their weights",
+                self.attached_count
+            )?;
+        }
+        for finding in &self.findings {
+            writeln!(out, "finding     {}", finding.to_string().escape_debug())?;
         }
         if let Some(problem) = &self.problem {
             writeln!(out, "problem     {problem}")?;

@@ -4,7 +4,12 @@
 //! ```text
 //! cargo run --example plan -- model.gguf --budget 8GiB --tokens 32760 --card rtx4090
 //! cargo run --example plan -- --variant wan2.2-t2v-a14b --encoding Q4_K_M --budget 8GiB --tokens 32760 --sweep
+//! cargo run --example plan -- --variant wan2.2-t2v-a14b --pair --encoding Q4_K_M --budget 8GiB --recommend
 //! ```
+//!
+//! With `--pair` the plan is for both experts of a pair under one budget. `--recommend` says which of the original's
+//! options cards of 8, 12, 16 and 24 GiB need, leaving room for the context (1 GiB) and the activations of `--tokens`
+//! tokens: six states of a block and the output of its first feed-forward matrix, bf16.
 //!
 //! A transformer block of width d is taken to cost, for N tokens and a text of 512, in operations: 2 N for each weight of
 //! its matrices (2 * 512 for those that see the text alone), 4 d N^2 for self-attention and 4 d N 512 for
@@ -17,6 +22,8 @@ mod card;
 mod program;
 #[path = "support/size.rs"]
 mod size;
+#[path = "support/wan.rs"]
+mod wan;
 
 use std::error::Error;
 use std::fs;
@@ -28,11 +35,14 @@ use bytesize::ByteSize;
 use card::Card;
 use clap::Parser;
 use offload_core::executor::Settings;
-use offload_core::model::Model;
+use offload_core::model::PassKind;
 use offload_core::plan::{Budget, Form, Plan, PlanError, Tier, Verdict};
 use offload_core::swappable::{Role, Swappable};
-use offload_wan::{Checkpoint, Recipe, SynthesizeSpec, Variant};
+use offload_wan::{
+    BlockSwap, Checkpoint, ExpertChange, Recipe, SynthesizeSpec, Variant, WanModel, Which,
+};
 use serde::Serialize;
+use wan::{LowArguments, PassArguments, Subject};
 
 /// Plans without a device: what is resident, what moves, how long a pass takes, and how far that is from the best.
 #[derive(Debug, Parser)]
@@ -46,11 +56,21 @@ struct Arguments {
     )]
     files: Vec<PathBuf>,
     /// A published variant instead of a file, such as wan2.1-t2v-14b.
-    #[arg(long, value_name = "NAME", requires = "encoding", value_parser = parse_variant)]
+    #[arg(long, value_name = "NAME", requires = "encoding", value_parser = wan::parse_variant)]
     variant: Option<Variant>,
-    /// How the variant is stored: F32, F16, BF16, Q8_0 or Q4_K_M.
+    /// How the variant is stored: F32, F16, BF16, Q8_0, Q4_K_M, F8_E4M3 and others.
     #[arg(long, value_name = "NAME", requires = "variant", value_parser = parse_recipe)]
     encoding: Option<Recipe>,
+    /// Plan for both experts of the variant.
+    #[arg(long, requires = "variant")]
+    pair: bool,
+    #[command(flatten)]
+    low: LowArguments,
+    #[command(flatten)]
+    passes: PassArguments,
+    /// Steps of a run: how often each kind of pass is made.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
     /// Device memory: a size such as 8GiB or 900MiB, or `least`.
     #[arg(long, value_name = "SIZE", value_parser = parse_budget)]
     budget: Budget,
@@ -67,13 +87,12 @@ struct Arguments {
     /// Plan for budgets from the least to everything resident as well.
     #[arg(long)]
     sweep: bool,
+    /// Say which options of the original block swap cards of usual sizes need.
+    #[arg(long)]
+    recommend: bool,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
-}
-
-fn parse_variant(name: &str) -> Result<Variant, String> {
-    Variant::from_name(name).ok_or_else(|| format!("`{name}` is no variant that is known"))
 }
 
 fn parse_recipe(name: &str) -> Result<Recipe, String> {
@@ -112,10 +131,40 @@ struct Placement {
     tier: Tier,
 }
 
+/// A kind of pass.
+#[derive(Debug, Serialize)]
+struct KindPlanned {
+    name: String,
+    wire_bytes_per_pass: u64,
+    predicted_pass_seconds: f64,
+    predicted_cold_pass_seconds: f64,
+    verdict: Verdict,
+}
+
+/// What a card needs.
+#[derive(Debug, Serialize)]
+struct Recommendation {
+    card_gib: u64,
+    reserve_bytes: u64,
+    /// `null` when the card is too small.
+    options: Option<BlockSwap>,
+    peak_bytes: Option<u64>,
+    predicted_pass_seconds: Option<f64>,
+}
+
 #[derive(Debug, Serialize)]
 struct Report {
     #[serde(flatten)]
     plan: Planned,
+    kinds: Vec<KindPlanned>,
+    /// Bytes of VACE's hints that an engine keeps with `--vace-order all-first`.
+    hint_bytes: u64,
+    /// Bytes of keys and values that an engine keeps with `--cache-cross-attention`, for each prompt.
+    cached_bytes: u64,
+    /// What the change from one expert to the other costs; `null` without a pair.
+    expert_change: Option<ExpertChange>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    recommended: Vec<Recommendation>,
     /// Plans for other budgets, smallest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     sweep: Vec<Planned>,
@@ -159,20 +208,33 @@ fn plan(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>>
         }
         None => arguments.card,
     };
-    let checkpoint = match (arguments.variant, arguments.encoding) {
+    let (checkpoint, low) = match (arguments.variant, arguments.encoding) {
         (Some(variant), Some(recipe)) => {
-            let spec = SynthesizeSpec::of_variant(variant, recipe, 1, 0)?;
-            Checkpoint::from_tensors(spec.describe()?)?
+            let expert = |seed| -> Result<Checkpoint, Box<dyn Error>> {
+                let spec = SynthesizeSpec::of_variant(variant, recipe, 1, seed)?;
+                Ok(Checkpoint::from_tensors(spec.describe()?)?.taken_for(variant))
+            };
+            let low = arguments.pair.then(|| expert(1)).transpose()?;
+            (expert(0)?, low)
         }
-        _ => Checkpoint::open_all(&arguments.files)?,
+        _ => (
+            Checkpoint::open_all(&arguments.files)?,
+            arguments.low.open()?,
+        ),
     };
-    let model = checkpoint.model()?;
-    let costs = card.costs(compute_s(&model, arguments.tokens, card.flops_per_s));
+    let subject = Subject::new(
+        &checkpoint,
+        low.as_ref(),
+        &arguments.passes,
+        arguments.steps,
+    )?;
+    let model = &subject.model;
+    let costs = card.costs(compute_s(&subject, arguments.tokens, card.flops_per_s));
     let settings = Settings {
         costs,
         ..Settings::default()
     };
-    let workload = settings.workload(&model, true);
+    let workload = settings.workload(model, true);
     let make = |budget| Plan::make(&workload, &settings.costs.rates, budget);
 
     let plan = make(arguments.budget)?;
@@ -181,19 +243,33 @@ fn plan(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>>
     } else {
         Vec::new()
     };
+    let recommended = match (arguments.recommend, &subject.wan) {
+        (false, _) => Vec::new(),
+        (true, Some(wan)) => {
+            let detection = checkpoint.detection();
+            let states = 6 * detection.dim + detection.ffn_dim;
+            let activations = 2 * arguments.tokens.saturating_mul(states);
+            recommend(wan, &settings, (1 << 30) + activations)?
+        }
+        (true, None) => return Err("only a WAN transformer is swapped by number".into()),
+    };
+    let wan = subject.wan.as_ref();
+    let report = Report {
+        plan: Planned::from(&plan),
+        kinds: plan.kinds.iter().map(KindPlanned::from).collect(),
+        hint_bytes: wan.map_or(0, |wan| wan.hint_bytes(arguments.tokens)),
+        cached_bytes: wan.map_or(0, |wan| wan.cached_bytes(TEXT_TOKENS as u64, IMAGE_TOKENS)),
+        expert_change: wan.and_then(|wan| wan.expert_change(&plan)),
+        recommended,
+        sweep: sweep.iter().map(Planned::from).collect(),
+    };
     if arguments.json {
-        let sweep = sweep.iter().map(Planned::from).collect();
-        serde_json::to_writer_pretty(
-            &mut *out,
-            &Report {
-                plan: Planned::from(&plan),
-                sweep,
-            },
-        )?;
+        serde_json::to_writer_pretty(&mut *out, &report)?;
         writeln!(out)?;
         return Ok(());
     }
     write!(out, "{plan}")?;
+    report.print_more(out)?;
     if !sweep.is_empty() {
         writeln!(
             out,
@@ -216,6 +292,99 @@ fn plan(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>>
     Ok(())
 }
 
+impl From<&offload_core::plan::KindPlan> for KindPlanned {
+    fn from(kind: &offload_core::plan::KindPlan) -> Self {
+        Self {
+            name: kind.name.clone(),
+            wire_bytes_per_pass: kind.wire_bytes_per_pass,
+            predicted_pass_seconds: kind.predicted_pass_s,
+            predicted_cold_pass_seconds: kind.predicted_cold_pass_s,
+            verdict: kind.verdict,
+        }
+    }
+}
+
+impl Report {
+    /// What the plan itself does not say.
+    fn print_more(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        for (bytes, what) in [
+            (self.hint_bytes, "hints of VACE"),
+            (self.cached_bytes, "keys and values, for each prompt"),
+        ] {
+            if bytes > 0 {
+                writeln!(out, "\nthe engine keeps {} of {what}", ByteSize(bytes))?;
+            }
+        }
+        if let Some(change) = &self.expert_change {
+            writeln!(
+                out,
+                "\nchange of expert: within the same {}, {} more moved, at most {:.3} s more if not announced",
+                ByteSize(change.arena_bytes),
+                ByteSize(change.moved_bytes),
+                change.unhinted_s
+            )?;
+        }
+        for one in &self.recommended {
+            write!(
+                out,
+                "\n{:>3} GiB card, {} left free: ",
+                one.card_gib,
+                ByteSize(one.reserve_bytes)
+            )?;
+            let Some(options) = &one.options else {
+                write!(out, "too small")?;
+                continue;
+            };
+            write!(out, "blocks_to_swap {}", options.blocks_to_swap)?;
+            for (is_set, name) in [
+                (options.which == Which::Last, "which last"),
+                (options.offload_txt_emb, "offload_txt_emb"),
+                (options.offload_img_emb, "offload_img_emb"),
+            ] {
+                if is_set {
+                    write!(out, ", {name}")?;
+                }
+            }
+            if options.prefetch_blocks > 0 {
+                write!(out, ", prefetch_blocks {}", options.prefetch_blocks)?;
+            }
+            let (peak, seconds) = (one.peak_bytes, one.predicted_pass_seconds);
+            let peak = ByteSize(peak.unwrap_or_default());
+            write!(
+                out,
+                "; takes {peak}, {:.3} s a pass",
+                seconds.unwrap_or_default()
+            )?;
+        }
+        if !self.recommended.is_empty() {
+            writeln!(out)?;
+        }
+        Ok(())
+    }
+}
+
+/// Cards of usual sizes, GiB.
+const CARD_GIB: [u64; 4] = [8, 12, 16, 24];
+
+fn recommend(
+    wan: &WanModel,
+    settings: &Settings,
+    reserve_bytes: u64,
+) -> Result<Vec<Recommendation>, Box<dyn Error>> {
+    let of_card = |card_gib: u64| {
+        let found = BlockSwap::recommended(wan, settings, card_gib << 30, reserve_bytes)?;
+        let plan = found.as_ref().map(|found| &found.plan);
+        Ok(Recommendation {
+            card_gib,
+            reserve_bytes,
+            options: found.as_ref().map(|found| found.options),
+            peak_bytes: plan.map(|plan| plan.arena_bytes),
+            predicted_pass_seconds: plan.map(|plan| plan.kinds[0].predicted_pass_s),
+        })
+    };
+    CARD_GIB.into_iter().map(of_card).collect()
+}
+
 /// Plans from the least budget to the one that holds everything, in equal steps.
 fn sweep(make: impl Fn(Budget) -> Result<Plan, PlanError>) -> Result<Vec<Plan>, PlanError> {
     const STEPS: u64 = 8;
@@ -231,17 +400,29 @@ fn sweep(make: impl Fn(Budget) -> Result<Plan, PlanError>) -> Result<Vec<Plan>, 
 /// Tokens of the text that cross-attention sees.
 const TEXT_TOKENS: f64 = 512.0;
 
-/// Seconds of compute by visit of a full pass.
-fn compute_s(model: &Model, tokens: u64, flops_per_s: f64) -> Vec<f64> {
-    let visits = model.kinds()[0].visits().iter();
-    let flops = |&block: &usize| block_flops(model.blocks()[block].as_ref(), tokens as f64);
-    visits.map(|block| flops(block) / flops_per_s).collect()
+/// Tokens of an image that CLIP encodes.
+const IMAGE_TOKENS: u64 = 257;
+
+/// Seconds of compute by kind of pass and visit.
+fn compute_s(subject: &Subject, tokens: u64, flops_per_s: f64) -> Vec<Vec<f64>> {
+    let model = &subject.model;
+    let flops = |block: usize| match &subject.wan {
+        Some(wan) if !wan.part(block).0.is_block() => 0.0,
+        _ => block_flops(model.blocks()[block].as_ref(), tokens as f64),
+    };
+    let kinds = (0u32..).zip(model.kinds());
+    let of_kind = |(kind, spec): (u32, &offload_core::model::KindSpec)| {
+        let evaluations = subject
+            .wan
+            .as_ref()
+            .map_or(1, |wan| wan.evaluations(PassKind(kind)));
+        let seconds = |&block: &usize| f64::from(evaluations) * flops(block) / flops_per_s;
+        spec.visits().iter().map(seconds).collect()
+    };
+    kinds.map(of_kind).collect()
 }
 
 fn block_flops(block: &dyn Swappable, tokens: f64) -> f64 {
-    if !block.name().starts_with("blocks.") {
-        return 0.0;
-    }
     let mut flops = 0.0;
     for tensor in block
         .tensors()

@@ -3,17 +3,26 @@
 //! ```text
 //! cargo run --example stream_wan
 //! cargo run --example stream_wan -- wan2.1_t2v_1.3B_Q4_K_M.gguf --budget 600MiB --passes 8
+//! cargo run --example stream_wan -- t2v_high_noise.gguf --low t2v_low_noise.gguf --budget 8GiB
+//! cargo run --example stream_wan -- vace.gguf --blocks-to-swap 20 --prefetch-blocks 1 --block-swap-debug
 //! ```
 //!
 //! Without a file it writes a small checkpoint to a temporary folder first. It runs the passes twice: once with
-//! everything resident, once within the budget, and compares the results bit for bit.
+//! everything resident, once within the budget, and compares the results bit for bit. Of a pair of experts the one for
+//! high noise makes the first half of the passes.
 
+#[path = "support/log.rs"]
+mod log;
 #[path = "support/matrix.rs"]
 mod matrix;
 #[path = "support/program.rs"]
 mod program;
 #[path = "support/size.rs"]
 mod size;
+#[path = "support/swap.rs"]
+mod swap;
+#[path = "support/wan.rs"]
+mod wan;
 
 use std::error::Error;
 use std::fs::File;
@@ -26,17 +35,22 @@ use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use matrix::Activation;
 use offload_core::cpu::CpuDevice;
-use offload_core::decode::Float;
+use offload_core::decode::{self, Float};
 use offload_core::executor::{
     Arrival, ArrivalPolicy, DeviceBudget, Offload, OffloadError, Report as OffloadReport, Span,
 };
-use offload_core::model::{Model, PassKind, Residency};
+use offload_core::model::{Model, PassKind};
 use offload_core::plan::{Form, Plan, PlanError, Verdict};
 use offload_core::swappable::Role;
 use offload_core::testing::{Observed, Recorder};
-use offload_wan::{Checkpoint, SynthesizeSpec, synthesize};
+use offload_wan::{
+    BlockSwap, Checkpoint, Expert, ExpertChange, StepPass, SynthesizeSpec, Variant, WanModel,
+    synthesize,
+};
 use serde::Serialize;
 use serde_json::json;
+use swap::SwapArguments;
+use wan::{LowArguments, PassArguments, Subject};
 
 /// Streams a WAN checkpoint through a device budget and computes with every block as it arrives.
 #[derive(Debug, Parser)]
@@ -50,11 +64,17 @@ struct Arguments {
     device: DeviceName,
     /// Device memory: a size such as 8GiB or 900MiB, or `least`. Default: 60 % of what everything resident
     /// takes, or the least that will do if that is more.
-    #[arg(long, value_parser = parse_budget, conflicts_with = "blocks_to_swap")]
+    #[arg(long, value_parser = parse_budget, conflicts_with_all = ["blocks_to_swap", "preset"])]
     budget: Option<DeviceBudget>,
-    /// Stream the last N transformer blocks and keep all others resident.
-    #[arg(long, value_name = "N")]
-    blocks_to_swap: Option<usize>,
+    /// What the checkpoint is, whatever it looks like, such as wan2.2-t2v-a14b.
+    #[arg(long, value_name = "NAME", value_parser = wan::parse_variant)]
+    variant: Option<Variant>,
+    #[command(flatten)]
+    low: LowArguments,
+    #[command(flatten)]
+    which_passes: PassArguments,
+    #[command(flatten)]
+    swap: SwapArguments,
     /// How often to walk the model.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     passes: u32,
@@ -120,6 +140,7 @@ struct Report {
     streamed_blocks: usize,
     /// Bytes moved once, before the first pass.
     load_bytes: u64,
+    /// Of the first kind of pass.
     wire_bytes_per_pass: u64,
     /// Bytes brought for a pass that never came.
     prefetched_past_end_bytes: u64,
@@ -130,7 +151,26 @@ struct Report {
     predicted_pass_seconds: f64,
     bound_seconds: f64,
     verdict: Verdict,
+    /// Every kind of pass that the model has.
+    kinds: Vec<KindReport>,
+    /// Which kind each pass was of.
+    pass_kinds: Vec<u32>,
+    /// What the change from one expert to the other costs; `null` without a pair.
+    expert_change: Option<ExpertChange>,
+    /// Bytes of keys and values that an engine keeps for a prompt of 512 tokens and an image of 257.
+    cached_bytes: u64,
 }
+
+#[derive(Debug, Serialize)]
+struct KindReport {
+    name: String,
+    wire_bytes_per_pass: u64,
+    predicted_pass_seconds: f64,
+    verdict: Verdict,
+}
+
+/// Tokens of a prompt, and of an image that CLIP encodes.
+const CACHED_TOKENS: (u64, u64) = (512, 257);
 
 fn main() -> ExitCode {
     program::run(stream)
@@ -146,39 +186,49 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
         None => None,
     };
     let folder = tempfile::tempdir()?;
+    if arguments.swap.is_debug() {
+        log::to_stderr();
+    }
     let checkpoint = if arguments.files.is_empty() {
         let path = folder.path().join("wan_demo.gguf");
         synthesize(&SynthesizeSpec::default(), &path)?;
         Checkpoint::open(path)?
     } else {
-        Checkpoint::open_all(&arguments.files)?
+        let checkpoint = Checkpoint::open_all(&arguments.files)?;
+        match arguments.variant {
+            Some(variant) => checkpoint.taken_for(variant),
+            None => checkpoint,
+        }
     };
-    let model = checkpoint.model()?;
-    let policy = arguments.arrive.policy();
-
-    let everything = Run::new(&model, policy, DeviceBudget::LeaveFree(0), false)?;
-    let resident_peak_bytes = everything.offload.plan().arena_bytes;
     let passes = arguments.passes;
-    let bar = ProgressBar::new(2 * u64::from(passes) * model.kinds()[0].visits().len() as u64);
+    let low = arguments.low.open()?;
+    let subject = Subject::new(&checkpoint, low.as_ref(), &arguments.which_passes, passes)?;
+    let swap = arguments.swap.swap(subject.wan.as_ref())?;
+    let kinds = first_passes(subject.wan.as_ref(), passes);
+    let model = &subject.model;
+    let policy = arguments.arrive.policy();
+    let traces = trace.is_some() || arguments.swap.is_debug();
+
+    let everything = Run::new(model, policy, DeviceBudget::LeaveFree(0), false, None)?;
+    let resident_peak_bytes = everything.offload.plan().arena_bytes;
+    let visits = |kind: &PassKind| model.kinds()[kind.index()].visits().len() as u64;
+    let bar = ProgressBar::new(2 * kinds.iter().map(visits).sum::<u64>());
     if arguments.json {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
     }
     let style = "{msg:10} {bar:40} {pos}/{len} visits, {elapsed}";
     bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
     bar.set_message("resident");
-    let expected = everything.passes(passes, &bar)?;
+    let expected = everything.passes(&kinds, &bar)?;
 
-    let within = match (arguments.blocks_to_swap, arguments.budget) {
-        (Some(count), _) => {
-            let model = swap_last(model, count)?;
-            Run::new(&model, policy, DeviceBudget::Least, trace.is_some())?
-        }
-        (None, Some(budget)) => Run::new(&model, policy, budget, trace.is_some())?,
+    let within = match (&swap, arguments.budget) {
+        (Some(swap), _) => Run::swapped(subject.wan.as_ref(), swap, policy, traces)?,
+        (None, Some(budget)) => Run::new(model, policy, budget, traces, None)?,
         (None, None) => {
             let budget = DeviceBudget::Bytes(resident_peak_bytes / 5 * 3);
-            match Run::new(&model, policy, budget, trace.is_some()) {
+            match Run::new(model, policy, budget, traces, None) {
                 Err(OffloadError::Plan(PlanError::BudgetTooSmall { .. })) => {
-                    Run::new(&model, policy, DeviceBudget::Least, trace.is_some())?
+                    Run::new(model, policy, DeviceBudget::Least, traces, None)?
                 }
                 run => run?,
             }
@@ -190,8 +240,11 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
         out.flush()?;
     }
     bar.set_message("streamed");
-    let streamed = within.passes(passes, &bar)?;
+    let streamed = within.passes(&kinds, &bar)?;
     bar.finish_and_clear();
+    if let Some(swap) = &swap {
+        swap.log_spans(&streamed.spans);
+    }
     if let (Some(file), Some(path)) = (trace, &arguments.trace) {
         write_trace(file, &streamed.spans)
             .map_err(|error| format!("{}: {error}", path.display()))?;
@@ -203,7 +256,8 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
         .map(|variant| variant.to_string());
     let report = Report {
         identical: streamed.digests == expected.digests,
-        ..Report::new(variant, &plan, &streamed, resident_peak_bytes)
+        pass_kinds: kinds.iter().map(|kind| kind.0).collect(),
+        ..Report::new(variant, &subject, &plan, &streamed, resident_peak_bytes)
     };
     if arguments.json {
         serde_json::to_writer_pretty(&mut *out, &report)?;
@@ -218,6 +272,30 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
     }
 }
 
+/// The first `count` passes of a run: of a pair the expert for low noise makes the second half.
+fn first_passes(wan: Option<&WanModel>, count: u32) -> Vec<PassKind> {
+    let Some(wan) = wan else {
+        return vec![PassKind::FULL; count as usize];
+    };
+    let run = |expert: Option<Expert>, count: u32| {
+        let first = wan.step(expert, true);
+        let later = std::iter::repeat_with(move || wan.step(expert, false)).flatten();
+        let passes = first
+            .into_iter()
+            .chain(later)
+            .map(|pass: StepPass| pass.kind);
+        passes.take(count as usize)
+    };
+    match wan.boundary() {
+        None => run(None, count).collect(),
+        Some(_) => {
+            let high = count.div_ceil(2);
+            let low = run(Some(Expert::Low), count - high);
+            run(Some(Expert::High), high).chain(low).collect()
+        }
+    }
+}
+
 /// The only device that can be streamed to so far is the CPU device; asking for another is an error.
 fn choose_device(name: DeviceName) -> Result<(), Box<dyn Error>> {
     match name {
@@ -227,27 +305,6 @@ fn choose_device(name: DeviceName) -> Result<(), Box<dyn Error>> {
             Err("CUDA is there, but this version cannot stream to it yet: use --device cpu".into())
         }
     }
-}
-
-/// The original block swap: the last `count` transformer blocks leave the device, all else stays.
-fn swap_last(model: Model, count: usize) -> Result<Model, Box<dyn Error>> {
-    let blocks = model.blocks().len();
-    let is_block = |index: &usize| model.blocks()[*index].name().starts_with("blocks.");
-    let transformer: Vec<usize> = (0..blocks).filter(is_block).collect();
-    let Some(first) = transformer.len().checked_sub(count) else {
-        let there = transformer.len();
-        return Err(format!("cannot swap {count} blocks: the model has {there}").into());
-    };
-    let swapped = &transformer[first..];
-    (0..blocks).try_fold(model, |model, index| {
-        let swap = swapped.contains(&index);
-        let residency = if swap {
-            Residency::Never
-        } else {
-            Residency::Always
-        };
-        Ok(model.with_residency(index, residency)?)
-    })
 }
 
 type RecordedDevice = Observed<CpuDevice, Recorder>;
@@ -273,32 +330,61 @@ impl Run {
         policy: ArrivalPolicy,
         budget: DeviceBudget,
         trace: bool,
+        blocks_ahead: Option<u32>,
     ) -> Result<Self, OffloadError> {
         let device = Observed::new(CpuDevice::new(), Recorder::new());
-        let offload = Offload::builder(&device)
+        let builder = Offload::builder(&device)
             .model(model.clone())
             .arrival(policy)
             .device_budget(budget)
-            .trace(trace)
-            .build()?;
+            .trace(trace);
+        let builder = match blocks_ahead {
+            Some(blocks) => builder.blocks_ahead(blocks),
+            None => builder,
+        };
+        let offload = builder.build()?;
         Ok(Self { device, offload })
     }
 
-    fn passes(mut self, count: u32, bar: &ProgressBar) -> Result<Outcome, Box<dyn Error>> {
+    /// The original block swap: so many blocks leave the device, all else stays.
+    fn swapped(
+        wan: Option<&WanModel>,
+        swap: &BlockSwap,
+        policy: ArrivalPolicy,
+        trace: bool,
+    ) -> Result<Self, Box<dyn Error>> {
+        let wan = wan.ok_or("only a WAN transformer is swapped")?;
+        let wan = swap.apply(wan.clone())?;
+        let ahead = (swap.prefetch_blocks > 0).then_some(swap.prefetch_blocks);
+        Ok(Self::new(
+            wan.model(),
+            policy,
+            DeviceBudget::Least,
+            trace,
+            ahead,
+        )?)
+    }
+
+    fn passes(mut self, kinds: &[PassKind], bar: &ProgressBar) -> Result<Outcome, Box<dyn Error>> {
         let stream = self.device.inner().inline_stream();
         let mut digests = Vec::new();
-        for number in 1..=count {
+        for (number, &kind) in kinds.iter().enumerate() {
             let mut activation = Activation::new(256);
-            let mut pass = self.offload.pass(PassKind::FULL, &stream)?;
-            if number == count {
-                pass.last();
+            let mut pass = self.offload.pass(kind, &stream)?;
+            match kinds.get(number + 1) {
+                Some(&next) => pass.then(next)?,
+                None => pass.last(),
             }
             while let Some(lease) = pass.acquire()? {
                 for (name, role) in lease.tensor_roles() {
-                    let tensor = lease.tensor(name)?;
+                    let tensor = match lease.tensor(name) {
+                        // An engine has kept what these gave.
+                        Err(OffloadError::NotDemanded { .. }) => continue,
+                        tensor => tensor?,
+                    };
                     let bytes = tensor.host_bytes().expect("inline streams give bytes");
                     match (role, tensor.shape().first()) {
-                        (Role::Matrix, Some(&rows)) => {
+                        (Role::Matrix, Some(&rows)) if is_number(tensor.encoding()) => {
                             let rows = usize::try_from(rows)?;
                             activation.multiply(bytes, tensor.encoding(), rows)?;
                         }
@@ -321,9 +407,15 @@ impl Run {
     }
 }
 
+/// Whether the activation can be multiplied with it; integers are only looked at.
+fn is_number(encoding: offload_core::encoding::Encoding) -> bool {
+    Float::from_encoding(encoding).is_some() || decode::is_supported(encoding)
+}
+
 impl Report {
     fn new(
         variant: Option<String>,
+        subject: &Subject,
         plan: &Plan,
         outcome: &Outcome,
         resident_peak_bytes: u64,
@@ -351,6 +443,22 @@ impl Report {
             predicted_pass_seconds: kind.predicted_pass_s,
             bound_seconds: kind.certificate.placement_bound_s,
             verdict: kind.verdict,
+            kinds: plan
+                .kinds
+                .iter()
+                .map(|kind| KindReport {
+                    name: kind.name.clone(),
+                    wire_bytes_per_pass: kind.wire_bytes_per_pass,
+                    predicted_pass_seconds: kind.predicted_pass_s,
+                    verdict: kind.verdict,
+                })
+                .collect(),
+            pass_kinds: Vec::new(),
+            expert_change: subject.wan.as_ref().and_then(|wan| wan.expert_change(plan)),
+            cached_bytes: subject.wan.as_ref().map_or(0, |wan| {
+                let (text, image) = CACHED_TOKENS;
+                wan.cached_bytes(text, image)
+            }),
         }
     }
 
@@ -383,6 +491,24 @@ impl Report {
             ByteSize(self.wire_bytes_per_pass),
             self.streamed_blocks
         )?;
+        if self.kinds.len() > 1 {
+            for kind in &self.kinds {
+                let (name, bytes) = (&kind.name, ByteSize(kind.wire_bytes_per_pass));
+                writeln!(out, "kind        {name}: {bytes} each pass")?;
+            }
+        }
+        if let Some(change) = &self.expert_change {
+            let (arena, seconds) = (ByteSize(change.arena_bytes), change.unhinted_s);
+            writeln!(
+                out,
+                "change      of expert within the same {arena}, {} more moved, at most {seconds:.3} s",
+                ByteSize(change.moved_bytes)
+            )?;
+        }
+        if self.cached_bytes > 0 {
+            let cached = ByteSize(self.cached_bytes);
+            writeln!(out, "kept        {cached} of keys and values by the engine")?;
+        }
         writeln!(out, "passes      {} s", seconds(&self.pass_seconds))?;
         writeln!(out, "stalled     {} s", seconds(&self.stall_seconds))?;
         writeln!(out, "verdict     {}", self.verdict)?;

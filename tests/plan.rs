@@ -185,6 +185,108 @@ fn a_profile_gives_measured_rates() {
 }
 
 #[test]
+fn every_variant_is_planned_by_its_name() {
+    for variant in offload_wan::Variant::ALL {
+        let arguments = [
+            "--variant",
+            variant.name(),
+            "--encoding",
+            "Q8_0",
+            "--budget",
+            "12GiB",
+        ];
+        let report = json(&arguments);
+        check(&report);
+    }
+}
+
+#[test]
+fn both_experts_are_planned_under_one_budget() {
+    let base = [
+        "--variant",
+        "wan2.2-t2v-a14b",
+        "--encoding",
+        "Q4_K_M",
+        "--budget",
+        "8GiB",
+    ];
+    let report = json(&[&base[..], &["--pair"]].concat());
+    check(&report);
+    let kinds = report["kinds"].as_array().expect("a list");
+    assert_eq!(kinds.len(), 2);
+    assert_eq!(
+        (&kinds[0]["name"], &kinds[1]["name"]),
+        (&"high full".into(), &"low full".into())
+    );
+    let placements = report["placements"].as_array().expect("a list");
+    let of = |start: &str| {
+        let names = placements
+            .iter()
+            .filter_map(|placement| placement["block"].as_str());
+        names.filter(|name| name.starts_with(start)).count()
+    };
+    assert_eq!((of("high.blocks."), of("low.blocks.")), (40, 40));
+    assert_eq!(number(&report["expert_change"], "moved_bytes"), 0.0);
+    assert_eq!(
+        number(&report["expert_change"], "arena_bytes"),
+        number(&report, "peak_bytes")
+    );
+}
+
+#[test]
+fn what_an_engine_keeps_is_reported() {
+    let base = [
+        "--encoding",
+        "Q8_0",
+        "--budget",
+        "12GiB",
+        "--tokens",
+        "32760",
+    ];
+    let vace = ["--variant", "wan2.1-vace-14b", "--vace-order", "all-first"];
+    let report = json(&[&vace[..], &base[..]].concat());
+    assert_eq!(number(&report, "hint_bytes"), 8.0 * 335_462_400.0);
+    let cache = ["--variant", "wan2.1-t2v-14b", "--cache-cross-attention"];
+    let report = json(&[&cache[..], &base[..]].concat());
+    assert_eq!(
+        number(&report, "cached_bytes"),
+        2.0 * 40.0 * 512.0 * 5120.0 * 2.0
+    );
+    let kinds = report["kinds"].as_array().expect("a list");
+    let wire = |index: usize| number(&kinds[index], "wire_bytes_per_pass");
+    assert!(wire(1) < wire(0));
+}
+
+#[test]
+fn cards_get_recommendations_that_fit() {
+    let base = [
+        "--variant",
+        "wan2.1-i2v-14b",
+        "--encoding",
+        "Q8_0",
+        "--budget",
+        "12GiB",
+    ];
+    let report = json(&[&base[..], &["--recommend"]].concat());
+    let cards = report["recommended"].as_array().expect("a list");
+    assert_eq!(cards.len(), 4);
+    let mut last = f64::INFINITY;
+    for card in cards {
+        let free = number(card, "card_gib") * f64::from(1 << 30) - number(card, "reserve_bytes");
+        assert!(number(card, "peak_bytes") <= free, "{card}");
+        let count = number(&card["options"], "blocks_to_swap");
+        assert!(count < last, "{card}");
+        last = count;
+    }
+    let text = support::run(&PROGRAM, &[&base[..], &["--recommend"]].concat());
+    let text = String::from_utf8(text.stdout).expect("is text");
+    assert!(
+        text.contains("24 GiB card") && text.contains("blocks_to_swap"),
+        "{text}"
+    );
+}
+
+#[test]
 fn bad_usage_and_bad_input_end_with_one_line() {
     let refuse = |arguments: &[&str]| support::refused(&PROGRAM, arguments);
     let variant = ["--variant", "wan2.1-t2v-14b", "--encoding", "BF16"];
@@ -216,10 +318,22 @@ fn bad_usage_and_bad_input_end_with_one_line() {
         "--variant",
         "wan2.1-vace-14b",
         "--encoding",
-        "BF16",
+        "INT8",
         "--budget",
         "8GiB",
     ]);
+    let small = [
+        "--variant",
+        "wan2.1-t2v-1.3b",
+        "--encoding",
+        "BF16",
+        "--pair",
+    ];
+    let line = refuse(&[&small[..], &["--budget", "8GiB"]].concat());
+    assert!(line.contains("no pair of experts"), "{line}");
+    refuse(&[&variant[..], &["--budget", "8GiB", "--vace-order", "later"]].concat());
+    let line = refuse(&[&variant[..], &["--budget", "8GiB", "--skip-layers", "40"]].concat());
+    assert!(line.contains("0 to 39"), "{line}");
     refuse(&[&variant[..], &["--budget", "8GiB", "--card", "voodoo2"]].concat());
     refuse(&[&variant[..], &["--budget", "-1"]].concat());
     refuse(&["/nonexistent.gguf", "--budget", "8GiB"]);

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use offload_core::format::gguf::Gguf;
+use offload_wan::{Family, Naming, Recipe, SynthesizeSpec, synthesize};
 use serde_json::Value;
+use tempfile::TempDir;
 
 static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| support::build("stream_wan"));
 
@@ -167,6 +169,164 @@ fn a_trace_has_every_visit() {
     }
 }
 
+/// A small checkpoint of a family in `folder`.
+fn made(folder: &TempDir, name: &str, spec: &SynthesizeSpec) -> String {
+    let path = folder.path().join(name);
+    synthesize(spec, &path).expect("can be written");
+    path.to_str().expect("paths here are text").to_owned()
+}
+
+fn small(family: Family) -> SynthesizeSpec {
+    SynthesizeSpec {
+        family,
+        block_count: 6,
+        dim: 256,
+        ffn_dim: 512,
+        ..SynthesizeSpec::default()
+    }
+}
+
+#[test]
+fn every_family_naming_and_encoding_is_streamed() {
+    let folder = TempDir::new().expect("a folder can be made");
+    let with = |family, naming, recipe| SynthesizeSpec {
+        naming,
+        recipe,
+        ..small(family)
+    };
+    use Naming::{Diffusers, Native, Repacked};
+    for (name, spec) in [
+        ("vace.gguf", with(Family::Vace21, Native, Recipe::Q4KM)),
+        ("sound.gguf", with(Family::S2v22, Native, Recipe::Q5KM)),
+        ("long.gguf", with(Family::LongCat, Native, Recipe::Q8_0)),
+        (
+            "repacked.gguf",
+            with(Family::LongCat, Repacked, Recipe::Q6K),
+        ),
+        (
+            "vace.safetensors",
+            with(Family::Vace21, Diffusers, Recipe::BF16),
+        ),
+        ("plain.safetensors", with(Family::I2v21, Native, Recipe::F8)),
+        (
+            "scaled.safetensors",
+            with(Family::T2v21, Native, Recipe::F8Scaled),
+        ),
+        (
+            "mixed.safetensors",
+            with(Family::T2v21, Native, Recipe::F8Mixed),
+        ),
+        (
+            "int8.safetensors",
+            with(Family::LongCat, Native, Recipe::Int8),
+        ),
+        ("mixture.gguf", with(Family::T2v21, Native, Recipe::Q4KS)),
+    ] {
+        let path = made(&folder, name, &spec);
+        let report = support::json(
+            &PROGRAM,
+            &[&path, "--budget", "least", "--passes", "2", "--json"],
+        );
+        assert_eq!(report["identical"], true, "{name}");
+        assert!(number(&report, "streamed_blocks") >= 6, "{name}");
+        assert!(
+            number(&report, "peak_bytes") <= number(&report, "budget_bytes"),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn both_experts_stay_within_one_budget() {
+    let folder = TempDir::new().expect("a folder can be made");
+    let expert = |name, seed| {
+        let spec = SynthesizeSpec {
+            seed,
+            ..small(Family::T2v22)
+        };
+        made(&folder, name, &spec)
+    };
+    let (high, low) = (expert("high_noise.gguf", 1), expert("low_noise.gguf", 2));
+    let report = support::json(&PROGRAM, &[&high, "--low", &low, "--passes", "6", "--json"]);
+    assert_eq!(report["identical"], true);
+    assert_eq!(report["pass_kinds"], serde_json::json!([0, 0, 0, 1, 1, 1]));
+    assert!(number(&report, "peak_bytes") <= number(&report, "budget_bytes"));
+    assert_eq!(report["expert_change"]["moved_bytes"], 0);
+    assert_eq!(report["expert_change"]["arena_bytes"], report["peak_bytes"]);
+    assert_eq!(report["kinds"].as_array().expect("a list").len(), 2);
+    let line = support::refused(&PROGRAM, &[&high, "--low", &high]);
+    assert!(line.contains("cannot be both experts"), "{line}");
+    let line = support::refused(&PROGRAM, &[&high, &low]);
+    assert!(line.contains("is there twice"), "{line}");
+    support::refused(&PROGRAM, &[&high, "--boundary", "0.5"]);
+}
+
+#[test]
+fn cached_keys_and_values_are_not_brought_again() {
+    let folder = TempDir::new().expect("a folder can be made");
+    let path = made(&folder, "t2v.gguf", &small(Family::T2v21));
+    let arguments = [&path, "--budget", "least", "--passes", "3", "--json"];
+    let plain = support::json(&PROGRAM, &arguments);
+    let cached = support::json(
+        &PROGRAM,
+        &[&arguments[..], &["--cache-cross-attention"]].concat(),
+    );
+    assert_eq!(cached["identical"], true);
+    assert_eq!(cached["pass_kinds"], serde_json::json!([0, 1, 1]));
+    assert!(number(&cached, "uploaded_bytes") < number(&plain, "uploaded_bytes"));
+    assert_eq!(number(&cached, "cached_bytes"), 2 * 6 * 512 * 256 * 2);
+    assert_eq!(number(&plain, "cached_bytes"), 0);
+}
+
+#[test]
+fn options_of_the_block_swap_are_taken_together() {
+    let folder = TempDir::new().expect("a folder can be made");
+    let path = made(&folder, "vace.gguf", &small(Family::Vace21));
+    let json = |more: &[&str]| {
+        let base = [&path, "--blocks-to-swap", "3", "--passes", "2", "--json"];
+        let report = support::json(&PROGRAM, &[&base[..], more].concat());
+        assert_eq!(report["identical"], true, "{more:?}");
+        report
+    };
+    let plain = json(&[]);
+    // Half of six, and as large a share of two.
+    assert_eq!(number(&plain, "streamed_blocks"), 4);
+    assert_eq!(
+        number(&json(&["--vace-blocks-to-swap", "2"]), "streamed_blocks"),
+        5
+    );
+    assert_eq!(number(&json(&["--offload-txt-emb"]), "streamed_blocks"), 5);
+    let ahead = json(&["--prefetch-blocks", "2"]);
+    assert!(number(&ahead, "peak_bytes") > number(&plain, "peak_bytes"));
+    json(&[
+        "--which",
+        "last",
+        "--use-non-blocking",
+        "--vace-order",
+        "all-first",
+    ]);
+    let arguments = [&path, "--blocks-to-swap", "3", "--block-swap-debug"];
+    let output = support::run(&PROGRAM, &arguments);
+    let told = String::from_utf8(output.stderr).expect("is text");
+    for line in [
+        "[BlockSwap] Total blocks: 6",
+        "[BlockSwap] Offloading to CPU: blocks 0, 2, 4",
+        "[BlockSwap] Block blocks.0 pass 0: transfer_time=",
+    ] {
+        assert!(told.contains(line), "{line} in {told}");
+    }
+    assert!(!told.contains("Block blocks.1 pass"), "it stays: {told}");
+    let line = support::refused(&PROGRAM, &[&path, "--offload-txt-emb"]);
+    assert!(line.contains("--blocks-to-swap or --preset"), "{line}");
+    let line = support::refused(&PROGRAM, &[&path, "--preset", "24gb"]);
+    assert!(line.contains("8gb, 12gb and 16gb"), "{line}");
+    let report = support::json(
+        &PROGRAM,
+        &[&path, "--preset", "8gb", "--passes", "1", "--json"],
+    );
+    assert_eq!(number(&report, "streamed_blocks"), 6 + 2 + 1);
+}
+
 #[test]
 fn bad_usage_and_bad_input_end_with_one_line() {
     let fixture = support::fixture();
@@ -179,7 +339,7 @@ fn bad_usage_and_bad_input_end_with_one_line() {
     );
     let line = refuse(&[fixture, "--blocks-to-swap", "4"]);
     assert!(
-        line.contains("cannot swap 4 blocks: the model has 3"),
+        line.contains("cannot take blocks_to_swap 4: this model takes blocks_to_swap from 0 to 3"),
         "{line}"
     );
     assert!(refuse(&[fixture, "--passes", "0"]).contains("--passes"));

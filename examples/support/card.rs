@@ -92,8 +92,8 @@ impl Card {
         Ok(self)
     }
 
-    /// What the planner is told, with seconds of compute by visit.
-    pub(crate) fn costs(&self, compute_s: Vec<f64>) -> Costs {
+    /// What the planner is told, with seconds of compute by kind of pass and visit.
+    pub(crate) fn costs(&self, compute_s: Vec<Vec<f64>>) -> Costs {
         Costs {
             rates: Rates {
                 wire_bytes_per_s: self.wire_bytes_per_s,
@@ -102,7 +102,7 @@ impl Card {
                 disk_bytes_per_s: self.disk_bytes_per_s,
             },
             decode_bytes_per_s: self.decode_bytes_per_s,
-            compute_s: vec![compute_s],
+            compute_s,
         }
     }
 }

@@ -12,7 +12,8 @@ use crate::swappable::{Swappable, TensorSpec};
 pub struct PassKind(pub u32);
 
 impl PassKind {
-    /// The kind every model has: each block once, every tensor demanded.
+    /// The kind every model has. Each block once, every tensor demanded, unless
+    /// [`Model::with_first_kind`] says otherwise.
     pub const FULL: Self = Self(0);
 
     /// The kind as an index.
@@ -41,6 +42,7 @@ pub struct KindSpec {
     name: String,
     visits: Vec<usize>,
     undemanded: BTreeSet<(usize, usize)>,
+    share: f64,
 }
 
 impl KindSpec {
@@ -60,6 +62,12 @@ impl KindSpec {
     #[must_use]
     pub fn demands(&self, block: usize, tensor: usize) -> bool {
         !self.undemanded.contains(&(block, tensor))
+    }
+
+    /// How many passes are of this kind, relative to the other kinds.
+    #[must_use]
+    pub fn share(&self) -> f64 {
+        self.share
     }
 }
 
@@ -88,6 +96,30 @@ pub enum ModelError {
         index: usize,
         /// Blocks of the model.
         block_count: usize,
+    },
+    /// A block that is to replace another is not the same.
+    #[error("block {given} cannot replace {there}: their names or those of their tensors differ")]
+    OtherBlock {
+        /// The block to be replaced.
+        there: String,
+        /// The other one.
+        given: String,
+    },
+    /// A setting names a pass kind that is not there.
+    #[error("pass kind {kind} does not exist: the model has {kind_count}")]
+    NoSuchKind {
+        /// The kind asked for.
+        kind: u32,
+        /// Kinds of the model.
+        kind_count: usize,
+    },
+    /// A share of passes that is no positive number.
+    #[error("pass kind {kind} cannot have {share} of the passes: a share is above 0")]
+    BadShare {
+        /// The kind.
+        kind: String,
+        /// The share asked for, as text.
+        share: String,
     },
     /// A model without blocks.
     #[error("a model needs at least one block")]
@@ -135,6 +167,7 @@ impl Model {
             name: "full".to_owned(),
             visits,
             undemanded: BTreeSet::new(),
+            share: 1.0,
         };
         Ok(Self {
             residency: vec![Residency::Planned; blocks.len()],
@@ -157,6 +190,36 @@ impl Model {
         Ok(self)
     }
 
+    /// The model with `block` in place of block `index`: the same tensors under the same names, from elsewhere.
+    ///
+    /// # Errors
+    /// When there is no such block, or the two differ in their names.
+    pub fn with_block(
+        mut self,
+        index: usize,
+        block: Arc<dyn Swappable>,
+    ) -> Result<Self, ModelError> {
+        self.check(index)?;
+        let names = |block: &Arc<dyn Swappable>| -> Vec<String> {
+            let tensors = block
+                .tensors()
+                .iter()
+                .map(|tensor| tensor.name().to_owned());
+            [block.name().to_owned()]
+                .into_iter()
+                .chain(tensors)
+                .collect()
+        };
+        if names(&self.blocks[index]) != names(&block) {
+            return Err(ModelError::OtherBlock {
+                there: self.blocks[index].name().to_owned(),
+                given: block.name().to_owned(),
+            });
+        }
+        self.blocks[index] = block;
+        Ok(self)
+    }
+
     /// Adds a pass kind that visits `visits` and demands what `demands(block, tensor)` says.
     ///
     /// # Errors
@@ -167,7 +230,56 @@ impl Model {
         visits: impl Into<Vec<usize>>,
         demands: impl Fn(&dyn Swappable, &TensorSpec) -> bool,
     ) -> Result<(Self, PassKind), ModelError> {
-        let visits = visits.into();
+        let kind = PassKind(u32::try_from(self.kinds.len()).expect("pass kinds are few"));
+        let spec = self.kind_spec(name.into(), visits.into(), demands)?;
+        self.kinds.push(spec);
+        Ok((self, kind))
+    }
+
+    /// Replaces the first kind, [`PassKind::FULL`]: for models whose passes never visit each block once in the order
+    /// of blocks. A kind that no pass is of would be planned for in vain.
+    ///
+    /// # Errors
+    /// When a visit names a block that is not there.
+    pub fn with_first_kind(
+        mut self,
+        name: impl Into<String>,
+        visits: impl Into<Vec<usize>>,
+        demands: impl Fn(&dyn Swappable, &TensorSpec) -> bool,
+    ) -> Result<Self, ModelError> {
+        self.kinds[0] = self.kind_spec(name.into(), visits.into(), demands)?;
+        Ok(self)
+    }
+
+    /// Says how many passes are of `kind`, relative to the other kinds; 1 unless it is said. The planner weighs kinds by
+    /// it.
+    ///
+    /// # Errors
+    /// When there is no such kind, or the share is no positive number.
+    pub fn with_share(mut self, kind: PassKind, share: f64) -> Result<Self, ModelError> {
+        let kind_count = self.kinds.len();
+        let Some(spec) = self.kinds.get_mut(kind.index()) else {
+            return Err(ModelError::NoSuchKind {
+                kind: kind.0,
+                kind_count,
+            });
+        };
+        if !(share > 0.0 && share.is_finite()) {
+            return Err(ModelError::BadShare {
+                kind: spec.name.clone(),
+                share: share.to_string(),
+            });
+        }
+        spec.share = share;
+        Ok(self)
+    }
+
+    fn kind_spec(
+        &self,
+        name: String,
+        visits: Vec<usize>,
+        demands: impl Fn(&dyn Swappable, &TensorSpec) -> bool,
+    ) -> Result<KindSpec, ModelError> {
         visits.iter().try_for_each(|&index| self.check(index))?;
         let mut undemanded = BTreeSet::new();
         for (index, block) in self.blocks.iter().enumerate() {
@@ -177,13 +289,12 @@ impl Model {
                 }
             }
         }
-        let kind = PassKind(u32::try_from(self.kinds.len()).expect("pass kinds are few"));
-        self.kinds.push(KindSpec {
-            name: name.into(),
+        Ok(KindSpec {
+            name,
             visits,
             undemanded,
-        });
-        Ok((self, kind))
+            share: 1.0,
+        })
     }
 
     fn check(&self, index: usize) -> Result<(), ModelError> {

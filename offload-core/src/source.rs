@@ -248,6 +248,24 @@ impl Source {
         self.len() == 0
     }
 
+    /// A part of the range.
+    ///
+    /// # Panics
+    /// When it reaches past the range.
+    #[must_use]
+    pub fn slice(&self, part: Range<u64>) -> Self {
+        assert!(
+            part.start <= part.end && part.end <= self.len(),
+            "contract: {part:?} lies outside a source of {} bytes",
+            self.len()
+        );
+        let mut source = self.clone();
+        let (Self::Memory { range, .. } | Self::File { range, .. } | Self::Described { range }) =
+            &mut source;
+        *range = range.start + part.start..range.start + part.end;
+        source
+    }
+
     /// The bytes, if they are in memory.
     ///
     /// # Panics

@@ -1,6 +1,6 @@
 //! A checkpoint: the tensors of one or several files, and what they are.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,10 +9,17 @@ use offload_core::source::{Source, SourceFile};
 use offload_core::swappable::TensorSpec;
 
 use crate::catalog::Catalog;
+use crate::config::Config;
 use crate::container::{self, ContainerError};
-use crate::detect::{self, Detection};
-use crate::groups::{self, LayoutError};
-use crate::names::{self, Part};
+use crate::detect::{self, Beside, Detection};
+use crate::encoder::Encoder;
+use crate::findings::{self, Finding};
+use crate::hints::Hints;
+use crate::names::{self, List};
+use crate::passes::{PassOptions, WanModel};
+use crate::scales;
+use crate::transformer::{LayoutError, Transformer};
+use crate::variant::{Modules, Variant};
 
 /// Why files do not make a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -50,17 +57,20 @@ pub struct BlockSummary {
 
 /// The tensors of one model, from one or several files.
 ///
-/// Any sound container opens; [`detection`](Self::detection) says what is in it and [`model`](Self::model) refuses what
-/// is no whole WAN transformer.
+/// Any sound container opens; [`detection`](Self::detection) says what is in it, [`findings`](Self::findings) what is
+/// not as it should be, and [`model`](Self::model) refuses what is no whole WAN transformer or encoder.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     files: Vec<Arc<SourceFile>>,
     tensors: Vec<TensorSpec>,
+    config: Option<Config>,
     detection: Detection,
+    modules: Modules,
+    encoder: Option<Encoder>,
 }
 
 impl Checkpoint {
-    /// Opens the one file `path`, or all shards of the index `path`.
+    /// Opens the one file `path`, all shards of the index `path`, or the model in the folder `path`.
     ///
     /// # Errors
     /// When it cannot be read or is no container that is known.
@@ -69,7 +79,8 @@ impl Checkpoint {
     }
 
     /// Opens several files that together hold one model, GGUF and safetensors in any mixture. A
-    /// `model.safetensors.index.json` stands for all its shards.
+    /// `model.safetensors.index.json`, or a folder with one, stands for all its shards; the `config.json` beside it is
+    /// read too.
     ///
     /// # Errors
     /// When one cannot be read or is no container that is known, and when two hold the same tensor.
@@ -78,17 +89,19 @@ impl Checkpoint {
     ) -> Result<Self, CheckpointError> {
         let mut files = Vec::new();
         let mut tensors = Vec::new();
+        let mut config = None;
         let mut named = false;
         for path in paths {
             named = true;
             let container = container::open(path.as_ref())?;
             files.extend(container.files);
             tensors.extend(container.tensors);
+            config = config.or(container.config);
         }
         if !named {
             return Err(CheckpointError::NoFiles);
         }
-        Self::new(files, tensors)
+        Self::new(files, tensors, config)
     }
 
     /// A checkpoint of tensors that the caller read, in their order, under their names in the file.
@@ -104,10 +117,14 @@ impl Checkpoint {
                 files.push(Arc::clone(file));
             }
         }
-        Self::new(files, tensors)
+        Self::new(files, tensors, None)
     }
 
-    fn new(files: Vec<Arc<SourceFile>>, tensors: Vec<TensorSpec>) -> Result<Self, CheckpointError> {
+    fn new(
+        files: Vec<Arc<SourceFile>>,
+        tensors: Vec<TensorSpec>,
+        config: Option<Config>,
+    ) -> Result<Self, CheckpointError> {
         let mut seen = HashMap::with_capacity(tensors.len());
         for tensor in &tensors {
             if let Some(first) = seen.insert(tensor.name(), tensor) {
@@ -118,12 +135,44 @@ impl Checkpoint {
                 });
             }
         }
-        let detection = detect::detect(&Catalog::new(&tensors));
+        let beside = Beside {
+            hints: Hints::of(files.iter().map(|file| file.path())),
+            config,
+            variant: None,
+        };
+        let (mut detection, modules) = detect::detect(&Catalog::new(&tensors), &beside);
+        let encoder = match detection.naming {
+            Some(_) => None,
+            None => Encoder::detect(&tensors),
+        };
+        detection.encoder = encoder.as_ref().map(Encoder::name);
         Ok(Self {
             files,
             tensors,
+            config: beside.config,
             detection,
+            modules,
+            encoder,
         })
+    }
+
+    /// The same checkpoint taken for `variant`, whatever tensors and names say: what the variant has and the checkpoint
+    /// has not are [`findings`](Self::findings). Of no effect on what is no WAN transformer.
+    #[must_use]
+    pub fn taken_for(self, variant: Variant) -> Self {
+        let beside = Beside {
+            hints: Hints::of(self.files.iter().map(|file| file.path())),
+            config: self.config,
+            variant: Some(variant),
+        };
+        let (mut detection, modules) = detect::detect(&Catalog::new(&self.tensors), &beside);
+        detection.encoder = self.detection.encoder;
+        Self {
+            config: beside.config,
+            detection,
+            modules,
+            ..self
+        }
     }
 
     /// The open files.
@@ -138,62 +187,134 @@ impl Checkpoint {
         &self.tensors
     }
 
+    /// The tensor called `name` in the file as it arrives in a model: a weight of few bits with the scale beside it.
+    ///
+    /// # Errors
+    /// When there is a scale that cannot be read or does not fit.
+    pub fn tensor(&self, name: &str) -> Result<Option<TensorSpec>, LayoutError> {
+        let named = |name: &str| self.tensors.iter().find(|tensor| tensor.name() == name);
+        let Some(tensor) = named(name) else {
+            return Ok(None);
+        };
+        let owner = ["weight", "weight_int8"]
+            .iter()
+            .find_map(|leaf| name.strip_suffix(leaf));
+        let scales = owner.filter(|owner| owner.is_empty() || owner.ends_with('.'));
+        let scale = scales.and_then(|owner| {
+            let names = ["scale_weight", "weight_scale"].map(|leaf| format!("{owner}{leaf}"));
+            names.iter().find_map(|name| named(name))
+        });
+        match scale {
+            Some(scale) => scales::with_scale(tensor, scale).map(Some),
+            None => Ok(Some(tensor.clone())),
+        }
+    }
+
     /// What the checkpoint is.
     #[must_use]
     pub fn detection(&self) -> &Detection {
         &self.detection
     }
 
-    /// The blocks that the names show, of whatever model: by list, then by number.
+    /// The blocks that the names show: main blocks, then those of VACE, audio injectors, fuser blocks, each by number; of
+    /// an encoder its layers.
     #[must_use]
     pub fn blocks(&self) -> Vec<BlockSummary> {
-        let mut blocks: BTreeMap<(&str, u64), (usize, u64)> = BTreeMap::new();
-        for tensor in &self.tensors {
-            if let Part::Block { list, index, .. } =
-                names::part(tensor.name(), self.detection.prefix)
-            {
-                let (tensor_count, bytes) = blocks.entry((list, index)).or_default();
-                *tensor_count += 1;
-                *bytes += tensor.source().len();
-            }
+        if let Some(encoder) = &self.encoder {
+            return encoder.blocks(&self.tensors);
         }
-        blocks
-            .into_iter()
-            .map(|((list, index), (tensor_count, bytes))| BlockSummary {
-                name: format!("{list}.{index}"),
-                tensor_count,
-                bytes,
+        let catalog = Catalog::new(&self.tensors);
+        let lists = [List::Main, List::Vace, List::Injector, List::Fuser];
+        let blocks = lists.into_iter().flat_map(|list| {
+            catalog.list(list).map(move |(index, tensors)| {
+                // Parts of a stacked tensor stand one behind the other.
+                let mut files: Vec<&TensorSpec> =
+                    tensors.iter().map(|tensor| tensor.file).collect();
+                files.dedup_by(|one, other| std::ptr::eq(*one, *other));
+                BlockSummary {
+                    name: format!("{}.{index}", list.name()),
+                    tensor_count: files.len(),
+                    bytes: files.iter().map(|file| file.source().len()).sum(),
+                }
+            })
+        });
+        blocks.collect()
+    }
+
+    /// Everything that is not as the layout has it, at once: what is missing, misshapen or unknown. Nothing when this is
+    /// no WAN transformer.
+    #[must_use]
+    pub fn findings(&self) -> Vec<Finding> {
+        let said_blocks = self.config.as_ref().and_then(|config| config.num_layers);
+        let catalog = Catalog::new(&self.tensors);
+        findings::findings(&catalog, &self.detection, self.modules, said_blocks)
+    }
+
+    /// The names of tensors that no such transformer has.
+    ///
+    /// Those under the model's prefix stay in the block that their name says, or make the block `other`; those without
+    /// it belong to other models in the same file and are left out of [`model`](Self::model).
+    #[must_use]
+    pub fn unknown(&self) -> Vec<String> {
+        let findings = self.findings().into_iter();
+        findings
+            .filter_map(|finding| match finding {
+                Finding::Unknown { tensor } => Some(tensor),
+                _ => None,
             })
             .collect()
     }
 
-    /// The names of tensors that are in no block and in no group that a WAN transformer has.
-    ///
-    /// Those under the model's prefix make the model's block `other`; those without it belong to other models in the
-    /// same file and are left out of [`model`](Self::model).
+    /// The names in the file of tensors that belong to a weight, such as its scale, with the weight's.
     #[must_use]
-    pub fn unknown(&self) -> Vec<&str> {
-        groups::unknown(&self.tensors, &self.detection)
+    pub fn attached(&self) -> Vec<(String, String)> {
+        let catalog = Catalog::new(&self.tensors);
+        let mut all = Vec::new();
+        for tensors in catalog.places.values() {
+            for tensor in tensors {
+                let Some(weight) = names::attached_to(&tensor.name) else {
+                    continue;
+                };
+                let weight = tensors.iter().find(|other| other.name == weight);
+                if let Some(weight) = weight {
+                    let pair = (tensor.file.name().to_owned(), weight.file.name().to_owned());
+                    // Parts of a stacked tensor stand one behind the other.
+                    if all.last() != Some(&pair) {
+                        all.push(pair);
+                    }
+                }
+            }
+        }
+        all
     }
 
-    /// The checkpoint as a model: the visit list is the patch embedding, the text and time embeddings, the time
-    /// projection, the image embedding where there is one, the transformer blocks and the head.
+    /// The checkpoint as a model that visits every block once: the patch embedding and what else conditions the video,
+    /// text and time embeddings, the time projection, the image embedding where there is one, the transformer blocks,
+    /// each followed by what runs after it, and the head. An encoder has its embeddings, its layers and the rest.
     ///
-    /// Each transformer block is a block of its own, `blocks.N`, and the planner's to place. The groups outside are
-    /// blocks as well and stay on the device, [`Residency::Always`](offload_core::model::Residency::Always). Tensors
-    /// bear their native names within the block, such as `self_attn.q.weight`, in file order; one that is in no known
-    /// group is in the block `other`, which stays too. Biases, norms and modulation are
-    /// [`Role::Vector`](offload_core::swappable::Role::Vector).
-    ///
-    /// A patch embedding may be missing, because converters leave it to a file of its own: then its block has no
-    /// `weight`. Everything else must be there in the shape that the widths demand.
+    /// Each block is a block of its own, such as `blocks.7` or `vace_blocks.0`, and the planner's to place. The groups
+    /// outside are blocks as well and stay on the device,
+    /// [`Residency::Always`](offload_core::model::Residency::Always). Tensors bear their canonical names within the
+    /// block, such as `self_attn.q.weight`, in file order; one that is in no known group is in the block `other`, which
+    /// stays too. Biases, norms, modulation and scales are
+    /// [`Role::Vector`](offload_core::swappable::Role::Vector). Weights of few bits that have a scale beside them arrive
+    /// multiplied with it, unless as stored.
     ///
     /// # Errors
-    /// When this is no WAN transformer, one that is not supported, or not a whole one.
+    /// When this is neither a WAN transformer nor an encoder, or not a whole one.
     pub fn model(&self) -> Result<Model, LayoutError> {
-        groups::model(
-            &Catalog::new(&self.tensors),
+        match &self.encoder {
+            Some(encoder) => encoder.model(&self.tensors),
+            None => Ok(WanModel::new(self, &PassOptions::default())?.into_model()),
+        }
+    }
+
+    pub(crate) fn transformer(&self) -> Result<Transformer, LayoutError> {
+        let catalog = Catalog::new(&self.tensors);
+        Transformer::new(
+            &catalog,
             &self.detection,
+            self.findings(),
             self.tensors.len(),
         )
     }

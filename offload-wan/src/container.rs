@@ -1,4 +1,5 @@
-//! Opens one file of a checkpoint, whichever container it is; its first bytes tell, not its name.
+//! Opens one file of a checkpoint, whichever container it is; its first bytes tell, not its name. Or a folder with a
+//! model in shards.
 //!
 //! The only place that knows which containers there are; what comes out of it is tensors.
 
@@ -9,6 +10,8 @@ use offload_core::format::gguf::{Gguf, GgufError};
 use offload_core::format::safetensors::{Safetensors, SafetensorsError};
 use offload_core::source::{SourceError, SourceFile};
 use offload_core::swappable::TensorSpec;
+
+use crate::config::{Config, ConfigError};
 
 /// Why a file is no checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,22 @@ pub enum ContainerError {
     /// The file begins like a safetensors file, or like an index of such files, but is none that can be read.
     #[error(transparent)]
     Safetensors(#[from] SafetensorsError),
+    /// The `config.json` beside an index is there but cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A folder does not hold a model, or more than one.
+    #[error(
+        "{path}: not a regular file, and as a folder it holds {found} of the files of a model ({wanted})",
+        path = path.display()
+    )]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Files that would be a model.
+        found: usize,
+        /// What is looked for.
+        wanted: &'static str,
+    },
 }
 
 /// One open file, or all files of an index, and their tensors.
@@ -46,12 +65,20 @@ pub enum ContainerError {
 pub(crate) struct Container {
     pub(crate) files: Vec<Arc<SourceFile>>,
     pub(crate) tensors: Vec<TensorSpec>,
+    /// What the folder says of the model; only asked where a file stands for a folder.
+    pub(crate) config: Option<Config>,
 }
 
 /// How many bytes tell the containers apart.
 const MAGIC_LEN: u64 = 9;
 
+/// What a folder with a model holds one of.
+const IN_FOLDER: &str = "*.safetensors.index.json, or one *.safetensors or *.gguf";
+
 pub(crate) fn open(path: &Path) -> Result<Container, ContainerError> {
+    if path.is_dir() {
+        return open(&in_folder(path)?);
+    }
     let file = SourceFile::open(path)?;
     let len = usize::try_from(file.len().min(MAGIC_LEN)).expect("nine fits");
     let mut magic = vec![0; len];
@@ -61,13 +88,20 @@ pub(crate) fn open(path: &Path) -> Result<Container, ContainerError> {
         [b'G', b'G', b'U', b'F', ..] => Ok(Container {
             tensors: Gguf::read(Arc::clone(&file))?.tensors().to_vec(),
             files: vec![file],
+            config: None,
         }),
         // A length of eight bytes, then JSON; or JSON from the start, an index of shards.
         [_, _, _, _, _, _, 0, 0, b'{'] | [b'{', ..] => {
+            let is_index = magic.first() == Some(&b'{');
             let model = Safetensors::read(file)?;
+            let config = match path.parent().filter(|_| is_index) {
+                Some(folder) => Config::of_folder(folder)?,
+                None => None,
+            };
             Ok(Container {
                 tensors: model.tensors().to_vec(),
                 files: model.files().to_vec(),
+                config,
             })
         }
         [b'P', b'K', 3, 4, ..] => Err(ContainerError::Unsupported {
@@ -78,5 +112,33 @@ pub(crate) fn open(path: &Path) -> Result<Container, ContainerError> {
             magic.truncate(8);
             Err(ContainerError::Unknown { path, magic })
         }
+    }
+}
+
+/// The one file in a folder that is, or stands for, a model.
+fn in_folder(folder: &Path) -> Result<PathBuf, ContainerError> {
+    let refuse = |found| ContainerError::Folder {
+        path: folder.to_path_buf(),
+        found,
+        wanted: IN_FOLDER,
+    };
+    let entries = std::fs::read_dir(folder).map_err(|_| refuse(0))?;
+    let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    let named = |end: &str| -> Vec<&PathBuf> {
+        let ends = |path: &&PathBuf| {
+            let name = path.file_name().map(|name| name.to_string_lossy());
+            name.is_some_and(|name| name.ends_with(end))
+        };
+        files.iter().filter(ends).collect()
+    };
+    let indices = named(".safetensors.index.json");
+    let found = if indices.is_empty() {
+        [named(".safetensors"), named(".gguf")].concat()
+    } else {
+        indices
+    };
+    match found[..] {
+        [one] => Ok(one.clone()),
+        _ => Err(refuse(found.len())),
     }
 }

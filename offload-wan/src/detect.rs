@@ -1,14 +1,18 @@
-//! Which member of the WAN family a checkpoint is, as far as names and shapes tell.
+//! Which member of the WAN family a checkpoint is: from names and shapes, then from hints, or because the caller says so.
 //!
-//! Two experts of a pair, 480P and 720P, or a fine-tune of the same layout differ in nothing but their numbers: where
-//! several variants fit, all of them are named.
+//! Two experts of a pair, 480P and 720P, or a fine-tune of the same layout differ in nothing but their numbers. Where
+//! several variants fit, the name of the file is asked; what it does not tell stays open and all that fit are named.
 
+use offload_core::encoding::Encoding;
 use offload_core::swappable::TensorSpec;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::catalog::Catalog;
-use crate::names::Naming;
-use crate::variant::{FAMILIES, FamilyEntry, Marker, Variant};
+use crate::config::Config;
+use crate::hints::Hints;
+use crate::layout::{self, PATCH_EMBEDDING, PATCH_LEN, Widths};
+use crate::names::{ATTACHED, List, Naming, SCALED_FLAG};
+use crate::variant::{FAMILIES, FamilyEntry, Marker, Modules, Variant};
 
 /// How the patch embedding's weight is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -22,13 +26,61 @@ pub enum PatchEmbedding {
     Missing,
 }
 
+/// One of two checkpoints that share the steps of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expert {
+    /// Computes the first steps.
+    High,
+    /// Computes the last steps.
+    Low,
+}
+
+impl Expert {
+    /// Its name, `high` or `low`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Low => "low",
+        }
+    }
+}
+
+/// How weights of few bits keep their scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Scaling {
+    /// fp8 without scales: the numbers are the weights.
+    PlainFp8,
+    /// fp8 with `scale_weight` beside each weight and `scaled_fp8` for all.
+    ScaledFp8,
+    /// fp8 or other with `weight_scale` beside each weight, and often `comfy_quant`.
+    Mixed,
+    /// 8-bit integers, `weight_int8`, with a `weight_scale` for each row.
+    Int8,
+}
+
+/// Something that was decided, and what decided it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Decision {
+    /// What was decided, such as `naming`.
+    pub what: &'static str,
+    /// How.
+    pub value: String,
+    /// What decided it: a tensor, numbers, the file's name, or the caller.
+    pub by: String,
+}
+
 /// What a checkpoint is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Detection {
-    /// The variant; where tensors cannot tell several apart, the oldest. A family, such as `wan2.1-t2v`, when block
-    /// count and width are those of no published size. `None` when the tensors are not of the WAN family, or of no
-    /// member that is known.
+    /// The variant; where neither tensors nor the file's name tell several apart, the oldest. A family, such as
+    /// `wan2.1-t2v`, when block count and width are those of no published size. `None` when the tensors are not of the
+    /// WAN family, or of no member that is known.
     pub variant: Option<Variant>,
     /// The others that the tensors may be as well.
     pub alternatives: Vec<Variant>,
@@ -38,6 +90,10 @@ pub struct Detection {
     pub prefix: &'static str,
     /// Transformer blocks in the main list.
     pub block_count: u64,
+    /// VACE blocks.
+    pub vace_block_count: u64,
+    /// After which main blocks those of VACE run.
+    pub vace_layers: Vec<u64>,
     /// Width of the residual stream; 0 when nothing tells.
     pub dim: u64,
     /// Width of the feed-forward layer; 0 when nothing tells.
@@ -52,40 +108,68 @@ pub struct Detection {
     pub patch_embedding: PatchEmbedding,
     /// Whether width and block count are the variant's; false for checkpoints with scaled widths.
     pub exact_size: bool,
+    /// How weights of few bits keep their scales; `None` when there are none, or the encoding has its own.
+    pub scaling: Option<Scaling>,
+    /// Which of two experts, if the file's name tells.
+    pub expert: Option<Expert>,
+    /// The resolution it is for, such as `480p`, if the file's name tells.
+    pub resolution: Option<&'static str>,
+    /// The encoder of text or images that it is instead, such as `umt5`.
+    pub encoder: Option<&'static str>,
+    /// What was decided by what, in order.
+    pub decided_by: Vec<Decision>,
 }
 
-/// A tensor that only one family has. The order decides: Animate and SCAIL also have what image to video has.
-const MARKERS: &[(&str, Marker)] = &[
-    ("vace_patch_embedding.weight", Marker::Vace),
-    ("control_adapter.conv.weight", Marker::Camera),
+/// Modules that only some families have. The order decides: Animate and SCAIL also have what image to video has.
+const MARKERS: &[(&[&str], Marker)] = &[
+    (&["vace_patch_embedding"], Marker::Vace),
+    (&["control_adapter"], Marker::Camera),
+    (&["casual_audio_encoder"], Marker::Sound),
+    (&["audio_proj"], Marker::Humo),
     (
-        "casual_audio_encoder.encoder.final_linear.weight",
-        Marker::Sound,
+        &["face_encoder", "motion_encoder", "pose_patch_embedding"],
+        Marker::Animate,
     ),
-    ("audio_proj.audio_proj_glob_1.layer.bias", Marker::Humo),
-    ("face_adapter.fuser_blocks.0.k_norm.weight", Marker::Animate),
-    ("face_adapter.0.norm_k.weight", Marker::Animate),
-    ("patch_embedding_mask.weight", Marker::Scail2),
-    ("patch_embedding_pose.weight", Marker::Scail),
-    ("img_emb.emb_pos", Marker::FirstLast),
+    (&["patch_embedding_mask"], Marker::Scail2),
+    (&["patch_embedding_pose"], Marker::Scail),
+    (&["img_emb.emb_pos"], Marker::FirstLast),
 ];
 
-/// Output channels and patch positions: the patch is 1 by 2 by 2.
-const PATCH_LEN: u64 = 4;
+/// Lists that only some families have, for checkpoints that lack their module.
+const LIST_MARKERS: &[(List, Marker)] = &[
+    (List::Vace, Marker::Vace),
+    (List::Injector, Marker::Sound),
+    (List::Fuser, Marker::Animate),
+];
 
-pub(crate) fn detect(catalog: &Catalog<'_>) -> Detection {
-    let is_long_cat = catalog.root("x_embedder.proj.weight").is_some()
-        && catalog.first_block("adaLN_modulation.1.weight").is_some();
-    let is_wan = catalog.root("head.modulation").is_some()
-        || (catalog.first_block("cross_attn.norm_k.weight").is_some()
-            && catalog.first_block("modulation").is_some());
-    let block_count = catalog.blocks().map_or(0, |blocks| blocks.len() as u64);
+/// What is known of a checkpoint beside its tensors.
+#[derive(Debug, Default)]
+pub(crate) struct Beside {
+    pub(crate) hints: Hints,
+    pub(crate) config: Option<Config>,
+    /// What the caller says it is.
+    pub(crate) variant: Option<Variant>,
+}
+
+/// What a checkpoint is, and which modules it has.
+pub(crate) fn detect(catalog: &Catalog<'_>, beside: &Beside) -> (Detection, Modules) {
+    let is_long_cat = catalog.convention.long_cat;
+    let is_wan = !is_long_cat
+        && (catalog.has_module("head.modulation")
+            || catalog.has_module("time_projection")
+                && (catalog.first_block("cross_attn.norm_k.weight").is_some()
+                    || catalog.first_block("modulation").is_some())
+            || (catalog.first_block("cross_attn.norm_k.weight").is_some()
+                && catalog.first_block("modulation").is_some()));
+    let count = |list| catalog.list(list).count() as u64;
     let mut detection = Detection {
         variant: None,
         alternatives: Vec::new(),
-        naming: (is_wan || is_long_cat).then_some(catalog.naming),
+        naming: (is_wan || is_long_cat).then_some(catalog.convention.naming),
         prefix: catalog.prefix,
-        block_count,
+        block_count: count(List::Main),
+        vace_block_count: count(List::Vace),
+        vace_layers: Vec::new(),
         dim: 0,
         ffn_dim: 0,
         in_channels: None,
@@ -93,80 +177,262 @@ pub(crate) fn detect(catalog: &Catalog<'_>) -> Detection {
         image: false,
         patch_embedding: PatchEmbedding::Missing,
         exact_size: false,
+        scaling: None,
+        expert: None,
+        resolution: None,
+        encoder: None,
+        decided_by: Vec::new(),
     };
-    if is_wan {
-        measure_wan(catalog, &mut detection);
-        let marker = MARKERS
-            .iter()
-            .find(|(name, _)| catalog.root(name).is_some())
-            .map_or(Marker::Plain, |&(_, marker)| marker);
-        name_variant(marker, &mut detection);
-    } else if is_long_cat {
-        let embedder = catalog.root("x_embedder.proj.weight");
-        detection.dim = first(embedder);
-        detection.ffn_dim = first(catalog.first_block("ffn.w1.weight"));
-        measure_patch(embedder, &mut detection);
-        detection.out_channels = out_channels(catalog.root("final_layer.linear.weight"));
-        name_variant(Marker::LongCat, &mut detection);
+    let mut modules = Modules {
+        marker: Marker::Plain,
+        image: false,
+        reference: false,
+    };
+    if detection.naming.is_none() {
+        return (detection, modules);
     }
-    detection
-}
-
-fn measure_wan(catalog: &Catalog<'_>, detection: &mut Detection) {
-    let modulation = catalog
-        .root("head.modulation")
-        .or_else(|| catalog.first_block("modulation"));
-    detection.dim = modulation
-        .and_then(|spec| spec.shape().last().copied())
-        .unwrap_or(0);
-    detection.ffn_dim = first(catalog.first_block("ffn.0.weight"));
-    measure_patch(catalog.root("patch_embedding.weight"), detection);
-    detection.out_channels = out_channels(catalog.root("head.head.weight"));
-    detection.image = catalog.root("img_emb.proj.0.bias").is_some()
-        || catalog.first_block("cross_attn.k_img.weight").is_some();
-}
-
-fn measure_patch(weight: Option<&TensorSpec>, detection: &mut Detection) {
-    let Some(weight) = weight else { return };
-    detection.patch_embedding = if weight.shape().len() == 5 {
-        PatchEmbedding::Whole
+    detection.note_names(catalog);
+    measure(catalog, &mut detection);
+    detection.scaling = scaling(catalog);
+    modules.image = detection.image;
+    modules.reference = catalog.has_module("ref_conv");
+    modules.marker = if is_long_cat {
+        Marker::LongCat
     } else {
-        PatchEmbedding::Merged
+        marker(catalog, &mut detection)
     };
-    // Folding keeps the product, whichever axes a tool folds.
-    let per_channel = detection.dim.saturating_mul(PATCH_LEN);
-    detection.in_channels = weight
-        .element_count()
-        .checked_div(per_channel)
-        .filter(|channels| channels.saturating_mul(per_channel) == weight.element_count());
+    if let Some(variant) = beside.variant {
+        let said = variant.modules();
+        let entry = variant.family().entry();
+        modules.marker = said.marker;
+        modules.image = entry.image.unwrap_or(modules.image);
+        modules.reference |= said.reference;
+        detection.image = modules.image;
+    }
+    measure_channels(catalog, modules, &mut detection);
+    name_variant(modules, beside, &mut detection);
+    if let Some(variant) = detection.variant {
+        modules.reference |= variant.modules().reference;
+    }
+    detection.vace_layers = vace_layers(&mut detection, modules, beside.config.as_ref());
+    (detection, modules)
 }
 
-fn out_channels(head: Option<&TensorSpec>) -> Option<u64> {
-    head.map(|spec| first(Some(spec)) / PATCH_LEN)
+impl Detection {
+    fn decide(&mut self, what: &'static str, value: impl ToString, by: impl Into<String>) {
+        self.decided_by.push(Decision {
+            what,
+            value: value.to_string(),
+            by: by.into(),
+        });
+    }
+
+    fn note_names(&mut self, catalog: &Catalog<'_>) {
+        if !catalog.prefix.is_empty() {
+            let by = format!("{} names begin with it", catalog.prefixed);
+            self.decide("prefix", catalog.prefix, by);
+        }
+        let naming = catalog.convention.naming;
+        match &catalog.telling {
+            Some(name) => self.decide("naming", naming, format!("tensor {name}")),
+            None => self.decide("naming", naming, "no tensor has another convention's name"),
+        }
+    }
+
+    /// The widths that shapes are held to.
+    pub(crate) fn widths(&self) -> Widths {
+        let known = self.variant.map(Variant::channels);
+        Widths {
+            dim: self.dim,
+            ffn_dim: self.ffn_dim,
+            in_channels: known.map(|(channels, _)| channels).or(self.in_channels),
+            out_channels: known.map(|(_, channels)| channels).or(self.out_channels),
+            published: self.exact_size,
+        }
+    }
 }
 
-fn first(spec: Option<&TensorSpec>) -> u64 {
-    spec.and_then(|spec| spec.shape().first().copied())
-        .unwrap_or(0)
+/// The module that tells the family.
+fn marker(catalog: &Catalog<'_>, detection: &mut Detection) -> Marker {
+    let modules = MARKERS.iter().find_map(|(modules, marker)| {
+        let module = modules.iter().find(|module| catalog.has_module(module))?;
+        Some((*marker, format!("module {module}")))
+    });
+    let lists = || {
+        LIST_MARKERS.iter().find_map(|(list, marker)| {
+            let blocks = catalog.list(*list).next().is_some();
+            blocks.then(|| (*marker, format!("blocks {}", list.name())))
+        })
+    };
+    let humo = || {
+        let wrapper = "audio_cross_attn_wrapper.norm1_audio.weight";
+        let found = catalog.first_block(wrapper).is_some();
+        found.then(|| (Marker::Humo, format!("tensor {wrapper}")))
+    };
+    match modules.or_else(lists).or_else(humo) {
+        Some((marker, by)) => {
+            detection.decide("modules", format!("{marker:?}").to_lowercase(), by);
+            marker
+        }
+        None => {
+            let by = if detection.image {
+                "an image embedding, and no other family's module"
+            } else {
+                "no other family's module"
+            };
+            detection.decide("modules", "plain", by);
+            Marker::Plain
+        }
+    }
 }
 
-/// Fills in the variant: families by module and channels, then sizes by block count and width.
-///
-/// A width below the published one is a checkpoint with scaled widths: the block count tells its size.
-fn name_variant(marker: Marker, detection: &mut Detection) {
+/// The number that most say; of those that as many say, the first.
+fn most(votes: impl IntoIterator<Item = u64>) -> u64 {
+    let mut counts: Vec<(u64, usize)> = Vec::new();
+    for vote in votes {
+        match counts.iter_mut().find(|(number, _)| *number == vote) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((vote, 1)),
+        }
+    }
+    let best = counts.iter().map(|(_, count)| *count).max();
+    let first = counts.iter().find(|(_, count)| Some(*count) == best);
+    first.map_or(0, |(number, _)| *number)
+}
+
+/// Widths, from several tensors: one of a wrong shape must not hide behind all others.
+fn measure(catalog: &Catalog<'_>, detection: &mut Detection) {
+    let first = |spec: Option<&TensorSpec>| spec?.shape().first().copied();
+    let last = |spec: Option<&TensorSpec>| spec?.shape().last().copied();
+    let (root, block) = (
+        |name| catalog.root_tensor(name),
+        |name| catalog.first_block(name),
+    );
+    detection.dim = most(
+        [
+            last(root("head.modulation")),
+            first(root("patch_embedding.bias")),
+            first(root("text_embedding.2.bias")),
+            first(root("time_embedding.2.bias")).filter(|_| catalog.has_module("time_projection")),
+            last(block("modulation")),
+            first(block("self_attn.o.bias")),
+            first(block("norm3.weight")),
+        ]
+        .into_iter()
+        .flatten(),
+    );
+    detection.ffn_dim = most(
+        [
+            first(block("ffn.0.weight")),
+            first(block("ffn.0.bias")),
+            last(block("ffn.2.weight")),
+            first(block("ffn.w1.weight")),
+            first(block("ffn.w3.weight")),
+            last(block("ffn.w2.weight")),
+        ]
+        .into_iter()
+        .flatten(),
+    );
+    detection.image = catalog.has_module("img_emb") || block("cross_attn.k_img.weight").is_some();
+    if let Some(weight) = root(PATCH_EMBEDDING) {
+        detection.patch_embedding = if weight.shape().len() == 5 {
+            PatchEmbedding::Whole
+        } else {
+            PatchEmbedding::Merged
+        };
+        // Folding keeps the product, whichever axes a tool folds.
+        let per_channel = detection.dim.saturating_mul(PATCH_LEN);
+        let is_patch = weight.shape().len() <= 5 && weight.shape().ends_with(&[2, 2]);
+        detection.in_channels = weight
+            .element_count()
+            .checked_div(per_channel)
+            .filter(|channels| channels.saturating_mul(per_channel) == weight.element_count())
+            .filter(|_| is_patch);
+    }
+    let (dim, ffn_dim) = (detection.dim, detection.ffn_dim);
+    detection.decide(
+        "widths",
+        format!("{dim}, feed-forward {ffn_dim}"),
+        "most of the tensors that have them",
+    );
+}
+
+/// Channels that come out: of two numbers that contradict each other, the one that a family has.
+fn measure_channels(catalog: &Catalog<'_>, modules: Modules, detection: &mut Detection) {
+    let found = ["head.head.weight", "head.head.bias"].map(|name| {
+        let spec = catalog.root_tensor(name)?;
+        Some(spec.shape().first()? / PATCH_LEN)
+    });
+    let known = |channels: &u64| {
+        let mut families = FAMILIES
+            .iter()
+            .filter(|entry| entry.marker == modules.marker);
+        families.any(|entry| entry.out_channels == *channels)
+    };
+    let mut found = found.into_iter().flatten();
+    detection.out_channels = found.clone().find(known).or_else(|| found.next());
+}
+
+/// How weights keep their scales.
+fn scaling(catalog: &Catalog<'_>) -> Option<Scaling> {
+    let tensors = || catalog.places.values().flatten();
+    let is_fp8 = |encoding| matches!(encoding, Encoding::F8E4M3 | Encoding::F8E5M2);
+    if catalog.has_module(SCALED_FLAG) {
+        return Some(Scaling::ScaledFp8);
+    }
+    if tensors().any(|tensor| tensor.file.name().ends_with(".weight_int8")) {
+        return Some(Scaling::Int8);
+    }
+    let is_attached = |name: &str| ATTACHED.iter().any(|leaf| name.ends_with(leaf));
+    if tensors().any(|tensor| is_attached(&tensor.name)) {
+        return Some(Scaling::Mixed);
+    }
+    let plain = tensors().any(|tensor| is_fp8(tensor.spec.encoding()));
+    plain.then_some(Scaling::PlainFp8)
+}
+
+/// The families of these modules and channels; those of the modules alone if none has the channels.
+fn families(modules: Modules, detection: &Detection) -> Vec<&'static FamilyEntry> {
     let same = |known: u64, found: Option<u64>| found.is_none_or(|found| found == known);
-    let of_marker = FAMILIES.iter().filter(|entry| entry.marker == marker);
-    let mut families: Vec<&FamilyEntry> = of_marker
+    let of_modules = FAMILIES.iter().filter(|entry| {
+        entry.marker == modules.marker && entry.image.is_none_or(|image| image == modules.image)
+    });
+    let fitting: Vec<&FamilyEntry> = of_modules
         .clone()
         .filter(|entry| {
-            entry.image.is_none_or(|image| image == detection.image)
-                && same(entry.in_channels, detection.in_channels)
+            same(entry.in_channels, detection.in_channels)
                 && same(entry.out_channels, detection.out_channels)
         })
         .collect();
-    if families.is_empty() && marker != Marker::Plain {
-        families = of_marker.collect();
+    if !fitting.is_empty() || modules.marker == Marker::Plain {
+        return fitting;
     }
+    let of_modules: Vec<_> = of_modules.collect();
+    if !of_modules.is_empty() {
+        return of_modules;
+    }
+    let of_marker = FAMILIES
+        .iter()
+        .filter(|entry| entry.marker == modules.marker);
+    of_marker.collect()
+}
+
+/// Numbers of channels that families of these modules take.
+pub(crate) fn known_channels(modules: Modules) -> Vec<u64> {
+    let of_modules = FAMILIES.iter().filter(|entry| {
+        entry.marker == modules.marker && entry.image.is_none_or(|image| image == modules.image)
+    });
+    let mut known: Vec<u64> = of_modules.map(|entry| entry.in_channels).collect();
+    known.sort_unstable();
+    known.dedup();
+    known
+}
+
+/// Fills in the variant: families by module and channels, sizes by block count and width, then hints.
+///
+/// A width below the published one is a checkpoint with scaled widths: the block count tells its size.
+fn name_variant(modules: Modules, beside: &Beside, detection: &mut Detection) {
+    let families = families(modules, detection);
     let mut variants: Vec<Variant> = Variant::ALL
         .iter()
         .copied()
@@ -185,11 +451,74 @@ fn name_variant(marker: Marker, detection: &mut Detection) {
             .map(|entry| Variant::of_family(entry.family))
             .collect();
     }
-    detection.exact_size = variants
-        .first()
-        .and_then(|variant| variant.size())
-        .is_some_and(|size| size.dim == detection.dim && size.ffn_dim == detection.ffn_dim);
+    let (channels, blocks) = (detection.in_channels, detection.block_count);
+    let shapes = match channels {
+        Some(channels) => format!("{channels} channels in, {blocks} blocks"),
+        None => format!("{blocks} blocks"),
+    };
+    let hinted = beside.hints.pick(&variants);
+    if let Some(said) = beside.variant {
+        variants.retain(|variant| *variant != said);
+        variants.insert(0, said);
+        detection.decide("variant", said, "the caller");
+    } else if let Some((index, hint)) = hinted {
+        let chosen = variants.remove(index);
+        variants.insert(0, chosen);
+        detection.decide(
+            "variant",
+            chosen,
+            format!("{shapes}, and `{hint}` in the file's name"),
+        );
+    } else if let [variant] = variants[..] {
+        detection.decide("variant", variant, shapes);
+    } else if let [oldest, ..] = variants[..] {
+        let by = format!("{shapes}; the oldest of {} that fit", variants.len());
+        detection.decide("variant", oldest, by);
+    }
     let mut variants = variants.into_iter();
     detection.variant = variants.next();
     detection.alternatives = variants.collect();
+    let size = detection.variant.and_then(Variant::size);
+    detection.exact_size =
+        size.is_some_and(|size| size.dim == detection.dim && size.ffn_dim == detection.ffn_dim);
+    if let Some((expert, hint)) = beside.hints.expert {
+        detection.expert = Some(expert);
+        detection.decide(
+            "expert",
+            expert.name(),
+            format!("`{hint}` in the file's name"),
+        );
+    }
+    if let Some(resolution) = beside.hints.resolution {
+        detection.resolution = Some(resolution);
+        detection.decide(
+            "resolution",
+            resolution,
+            format!("`{resolution}` in the file's name"),
+        );
+    }
+}
+
+/// After which main blocks those of VACE run: as the configuration says, or as the authors spread them.
+fn vace_layers(detection: &mut Detection, modules: Modules, config: Option<&Config>) -> Vec<u64> {
+    if modules.marker != Marker::Vace {
+        return Vec::new();
+    }
+    let (blocks, count) = (detection.block_count, detection.vace_block_count);
+    let said = config.and_then(|config| config.vace_layers.clone());
+    let fits = |layers: &Vec<u64>| {
+        layers.len() as u64 == count
+            && layers.is_sorted_by(|one, next| one < next)
+            && layers.iter().all(|layer| *layer < blocks)
+    };
+    if let Some(layers) = said.filter(fits) {
+        detection.decide("vace_layers", format!("{layers:?}"), "config.json");
+        return layers;
+    }
+    let spread = (0..count)
+        .map_while(|index| layout::runs_after(List::Vace, index, blocks, count))
+        .collect();
+    let by = format!("{count} of them spread over {blocks} blocks");
+    detection.decide("vace_layers", format!("{spread:?}"), by);
+    spread
 }

@@ -13,43 +13,74 @@
 //! # }
 //! ```
 //!
+//! [`WanModel`] has more: the passes of VACE, of guidance and of two experts, and [`BlockSwap`] the options of the original
+//! block swap.
+//!
+//! # Parts
+//!
+//! | module | holds | never |
+//! |---|---|---|
+//! | `names` | each convention's names, both ways | knows shapes |
+//! | `layout` | each module's tensors and shapes, once; which modules a family has | reads files |
+//! | `variant` | what is published | |
+//! | `container`, `config`, `hints` | what files, folders and their names say | decides |
+//! | `catalog` | a file's tensors under canonical names, stacked ones taken apart | checks |
+//! | `detect`, `findings` | what a checkpoint is, and what it lacks | refuses |
+//! | `transformer`, `passes` | blocks, their order, pass kinds, pairs of experts | places blocks |
+//! | `scales` | weights of few bits and their scales | |
+//! | `swap` | the original's options | |
+//! | `encoder` | layers of umT5 and CLIP | |
+//! | `synthesize` | checkpoints with seeded weights | |
+//!
 //! # Choices and their price
 //!
-//! - Names are brought to the authors' own convention first, so an engine asks for `self_attn.q.weight` whatever file
-//!   is loaded. An engine with other names translates.
+//! - Names are brought to one convention first, so an engine asks for `self_attn.q.weight` whatever file is loaded.
+//!   Matrices that a file stacks are taken apart, which costs no copy: they are ranges of the same bytes.
 //! - A checkpoint is checked as a whole before the first byte moves. One with a missing tensor is refused even if the
-//!   engine would never ask for it.
-//! - Nothing is guessed from file names. What tensors cannot tell apart is reported as such, with the older variant
-//!   first.
+//!   engine would never ask for it; all findings are reported at once.
+//! - Tensors decide before file names do. Names are asked for what tensors cannot tell, and
+//!   [`Detection::decided_by`] says so; what stays open is reported with the older variant first.
 //! - Widths may be scaled: the block count and the channels tell the variant then. A block count that no published
 //!   checkpoint has gives the family's name, such as `wan2.1-t2v`.
+//! - HuMo attends to sound in the middle of a block, so what it needs for that is part of the block. Audio injectors and
+//!   fuser blocks run between blocks and are blocks of their own.
 //!
 //! # Out of scope
 //!
-//! Devices, decoding and plans are `offload_core`'s. VACE, Animate, sound to video, HuMo, SCAIL and LongCat-Video are
-//! recognised but no model is built of them.
+//! Devices, decoding and plans are `offload_core`'s.
 
 #![forbid(unsafe_code)]
 
 mod block;
 mod catalog;
 mod checkpoint;
+mod config;
 mod container;
 mod detect;
-mod groups;
+mod encoder;
+mod findings;
+mod hints;
 mod layout;
 mod names;
+mod passes;
+mod scales;
+mod swap;
 mod synthesize;
+mod transformer;
 mod variant;
 
 pub use block::WanBlock;
 pub use checkpoint::{BlockSummary, Checkpoint, CheckpointError};
+pub use config::ConfigError;
 pub use container::ContainerError;
-pub use detect::{Detection, PatchEmbedding};
-pub use groups::LayoutError;
+pub use detect::{Decision, Detection, Expert, PatchEmbedding, Scaling};
+pub use findings::{Finding, Findings};
 pub use names::Naming;
+pub use passes::{Evaluates, ExpertChange, Guidance, PassOptions, StepPass, VaceOrder, WanModel};
+pub use swap::{BlockSwap, MOST_PREFETCH, Recommended, SwapError, Which};
 pub use synthesize::{Recipe, SynthesizeError, SynthesizeSpec, synthesize};
-pub use variant::{Family, Size, Variant};
+pub use transformer::{LayoutError, Part};
+pub use variant::{Counts, Family, Size, Variant};
 
 /// Compiles the code blocks of the workspace README.
 #[cfg(doctest)]

@@ -1,9 +1,14 @@
-//! Tensor names: what stands before them, which convention they follow, and to which block they belong.
+//! Tensor names: what stands before them, which convention they follow, and which tensor of the model they are.
 //!
-//! Everything after this module sees native names without a prefix. Names are matched from their start and whole, never
-//! by a part: `blocks.` also occurs in `vace_blocks.`, and `modulation` both in a block and in the head.
+//! Everything after this module sees *canonical* names. For WAN they are the authors' own, for LongCat-Video those of
+//! the repacked checkpoints, which call the same things the same. Where one convention stacks several matrices in one
+//! tensor and another keeps them apart, the canonical names are those apart: `qkv` is `q`, `k` and `v`, each a third
+//! of the rows.
+//!
+//! Names are matched whole, part by part from their start, never by a substring: `blocks.` also occurs in `vace_blocks.`
+//! and `fuser_blocks.`, `modulation` both in a block and in the head, `proj_out` and `scale_shift_table` too, and the two
+//! conventions swap `norm2` and `norm3`.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -13,20 +18,35 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Naming {
-    /// The authors' own: `blocks.0.self_attn.q.weight`.
+    /// The authors' own: `blocks.0.self_attn.q.weight`; of LongCat-Video `blocks.0.attn.qkv.weight`.
     Native,
     /// That of diffusers: `blocks.0.attn1.to_q.weight`.
     Diffusers,
+    /// LongCat-Video with WAN's names: `blocks.0.self_attn.q.weight`.
+    Repacked,
 }
 
 impl Naming {
+    /// Every convention.
+    pub const ALL: &'static [Naming] = &[Self::Native, Self::Diffusers, Self::Repacked];
+
     /// Its name in tables and JSON.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
             Self::Diffusers => "diffusers",
+            Self::Repacked => "repacked",
         }
+    }
+
+    /// Looks up a name such as `diffusers`.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|naming| naming.name() == name)
     }
 }
 
@@ -36,8 +56,481 @@ impl fmt::Display for Naming {
     }
 }
 
+/// A numbered list of blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum List {
+    /// The transformer blocks.
+    Main,
+    /// Blocks of VACE, in the order of the main blocks that they belong to.
+    Vace,
+    /// Audio injectors of sound to video.
+    Injector,
+    /// Fuser blocks of Animate.
+    Fuser,
+}
+
+impl List {
+    /// What its blocks are called, before their number.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Main => "blocks",
+            Self::Vace => "vace_blocks",
+            Self::Injector => "audio_injector",
+            Self::Fuser => "fuser_blocks",
+        }
+    }
+}
+
+/// Where in a model a tensor belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Place {
+    /// In a block of a list. Numbers that do not fit are the largest.
+    Block(List, u64),
+    /// In no block.
+    Root,
+}
+
+impl fmt::Display for Place {
+    /// What stands before the canonical name, such as `blocks.7.`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Block(list, index) => write!(f, "{}.{index}.", list.name()),
+            Self::Root => Ok(()),
+        }
+    }
+}
+
+/// A module, or a tensor that is alone in its module: what it is called, and which canonical modules it is.
+#[derive(Debug)]
+struct Row {
+    canonical: &'static [&'static str],
+    file: &'static str,
+    /// The file's tensor has no axes of length 1.
+    squeezed: bool,
+}
+
+const fn row(canonical: &'static [&'static str], file: &'static str) -> Row {
+    Row {
+        canonical,
+        file,
+        squeezed: false,
+    }
+}
+
+const fn squeezed(canonical: &'static [&'static str], file: &'static str) -> Row {
+    Row {
+        canonical,
+        file,
+        squeezed: true,
+    }
+}
+
+/// How a convention writes a list of blocks.
+#[derive(Debug)]
+struct Numbered {
+    /// What stands before the number, with the dot.
+    file: &'static str,
+    list: List,
+    /// What stands before the canonical name within the block.
+    inner: &'static str,
+    rows: &'static [Row],
+}
+
+/// A convention: names that are no row keep themselves if it is open, and mean nothing else.
+#[derive(Debug)]
+pub(crate) struct Convention {
+    pub(crate) naming: Naming,
+    /// Whether its names are LongCat-Video's.
+    pub(crate) long_cat: bool,
+    lists: &'static [Numbered],
+    root: &'static [&'static [Row]],
+    open: bool,
+}
+
+/// WAN's authors. Stacked in Animate alone: keys and values of the face.
+pub(crate) static WAN_NATIVE: Convention = Convention {
+    naming: Naming::Native,
+    long_cat: false,
+    lists: &[
+        numbered("blocks.", List::Main, "", &[]),
+        numbered("vace_blocks.", List::Vace, "", &[]),
+        numbered(
+            "face_adapter.fuser_blocks.",
+            List::Fuser,
+            "",
+            &[row(&["linear1_k", "linear1_v"], "linear1_kv")],
+        ),
+        numbered("audio_injector.injector.", List::Injector, "", &[]),
+        numbered(
+            "audio_injector.injector_adain_layers.",
+            List::Injector,
+            "adain.",
+            &[],
+        ),
+    ],
+    root: &[],
+    open: true,
+};
+
+/// LongCat-Video with WAN's names: the canonical ones.
+pub(crate) static LONG_CAT_REPACKED: Convention = Convention {
+    naming: Naming::Repacked,
+    long_cat: true,
+    lists: &[numbered("blocks.", List::Main, "", &[])],
+    root: &[],
+    open: true,
+};
+
+/// LongCat-Video's authors.
+#[rustfmt::skip]
+pub(crate) static LONG_CAT_NATIVE: Convention = Convention {
+    naming: Naming::Native,
+    long_cat: true,
+    lists: &[numbered("blocks.", List::Main, "", &[
+        row(&["modulation.1"], "adaLN_modulation.1"),
+        row(&["self_attn.q", "self_attn.k", "self_attn.v"], "attn.qkv"),
+        row(&["self_attn.norm_q"], "attn.q_norm"),
+        row(&["self_attn.norm_k"], "attn.k_norm"),
+        row(&["self_attn.o"], "attn.proj"),
+        row(&["norm3"], "pre_crs_attn_norm"),
+        row(&["cross_attn.q"], "cross_attn.q_linear"),
+        row(&["cross_attn.k", "cross_attn.v"], "cross_attn.kv_linear"),
+        row(&["cross_attn.norm_q"], "cross_attn.q_norm"),
+        row(&["cross_attn.norm_k"], "cross_attn.k_norm"),
+        row(&["cross_attn.o"], "cross_attn.proj"),
+        row(&["ffn.w1"], "ffn.w1"),
+        row(&["ffn.w2"], "ffn.w2"),
+        row(&["ffn.w3"], "ffn.w3"),
+    ])],
+    root: &[&[
+        row(&["patch_embedding"], "x_embedder.proj"),
+        row(&["time_embedding.mlp.0"], "t_embedder.mlp.0"),
+        row(&["time_embedding.mlp.2"], "t_embedder.mlp.2"),
+        row(&["text_embedding.0"], "y_embedder.y_proj.0"),
+        row(&["text_embedding.2"], "y_embedder.y_proj.2"),
+        row(&["head.head"], "final_layer.linear"),
+        row(&["head.modulation.1"], "final_layer.adaLN_modulation.1"),
+    ]],
+    open: false,
+};
+
+/// A block of diffusers' transformer.
+#[rustfmt::skip]
+const DIFFUSERS_BLOCK: &[Row] = &[
+    row(&["self_attn.q"], "attn1.to_q"),
+    row(&["self_attn.k"], "attn1.to_k"),
+    row(&["self_attn.v"], "attn1.to_v"),
+    row(&["self_attn.o"], "attn1.to_out.0"),
+    row(&["self_attn.norm_q"], "attn1.norm_q"),
+    row(&["self_attn.norm_k"], "attn1.norm_k"),
+    row(&["cross_attn.q"], "attn2.to_q"),
+    row(&["cross_attn.k"], "attn2.to_k"),
+    row(&["cross_attn.v"], "attn2.to_v"),
+    row(&["cross_attn.o"], "attn2.to_out.0"),
+    row(&["cross_attn.norm_q"], "attn2.norm_q"),
+    row(&["cross_attn.norm_k"], "attn2.norm_k"),
+    row(&["cross_attn.k_img"], "attn2.add_k_proj"),
+    row(&["cross_attn.v_img"], "attn2.add_v_proj"),
+    row(&["cross_attn.norm_k_img"], "attn2.norm_added_k"),
+    // The two conventions swap the numbers of the norms.
+    row(&["norm3"], "norm2"),
+    row(&["ffn.0"], "ffn.net.0.proj"),
+    row(&["ffn.2"], "ffn.net.2"),
+    row(&["modulation"], "scale_shift_table"),
+    // VACE's blocks alone.
+    row(&["before_proj"], "proj_in"),
+    row(&["after_proj"], "proj_out"),
+];
+
+/// One of the seven stages of Animate's motion encoder; its blur kernels are no tensors in diffusers.
+macro_rules! motion_stage {
+    ($native:literal, $file:literal) => {
+        [
+            row(
+                &[concat!(
+                    "motion_encoder.enc.net_app.convs.",
+                    $native,
+                    ".conv1.0"
+                )],
+                concat!("motion_encoder.res_blocks.", $file, ".conv1"),
+            ),
+            squeezed(
+                &[concat!(
+                    "motion_encoder.enc.net_app.convs.",
+                    $native,
+                    ".conv1.1"
+                )],
+                concat!("motion_encoder.res_blocks.", $file, ".conv1.act_fn"),
+            ),
+            row(
+                &[concat!(
+                    "motion_encoder.enc.net_app.convs.",
+                    $native,
+                    ".conv2.1"
+                )],
+                concat!("motion_encoder.res_blocks.", $file, ".conv2"),
+            ),
+            squeezed(
+                &[concat!(
+                    "motion_encoder.enc.net_app.convs.",
+                    $native,
+                    ".conv2.2"
+                )],
+                concat!("motion_encoder.res_blocks.", $file, ".conv2.act_fn"),
+            ),
+            row(
+                &[concat!(
+                    "motion_encoder.enc.net_app.convs.",
+                    $native,
+                    ".skip.1"
+                )],
+                concat!("motion_encoder.res_blocks.", $file, ".conv_skip"),
+            ),
+        ]
+    };
+}
+
+static MOTION_STAGES: [[Row; 5]; 7] = [
+    motion_stage!("1", "0"),
+    motion_stage!("2", "1"),
+    motion_stage!("3", "2"),
+    motion_stage!("4", "3"),
+    motion_stage!("5", "4"),
+    motion_stage!("6", "5"),
+    motion_stage!("7", "6"),
+];
+
+/// diffusers.
+#[rustfmt::skip]
+pub(crate) static WAN_DIFFUSERS: Convention = Convention {
+    naming: Naming::Diffusers,
+    long_cat: false,
+    lists: &[
+        numbered("blocks.", List::Main, "", DIFFUSERS_BLOCK),
+        numbered("vace_blocks.", List::Vace, "", DIFFUSERS_BLOCK),
+        numbered("face_adapter.", List::Fuser, "", &[
+            row(&["linear1_q"], "to_q"),
+            row(&["linear1_k"], "to_k"),
+            row(&["linear1_v"], "to_v"),
+            row(&["linear2"], "to_out"),
+            row(&["q_norm"], "norm_q"),
+            row(&["k_norm"], "norm_k"),
+        ]),
+    ],
+    root: &[&[
+        row(&["patch_embedding"], "patch_embedding"),
+        row(&["vace_patch_embedding"], "vace_patch_embedding"),
+        row(&["pose_patch_embedding"], "pose_patch_embedding"),
+        row(&["text_embedding.0"], "condition_embedder.text_embedder.linear_1"),
+        row(&["text_embedding.2"], "condition_embedder.text_embedder.linear_2"),
+        row(&["time_embedding.0"], "condition_embedder.time_embedder.linear_1"),
+        row(&["time_embedding.2"], "condition_embedder.time_embedder.linear_2"),
+        row(&["time_projection.1"], "condition_embedder.time_proj"),
+        row(&["img_emb.proj.0"], "condition_embedder.image_embedder.norm1"),
+        row(&["img_emb.proj.1"], "condition_embedder.image_embedder.ff.net.0.proj"),
+        row(&["img_emb.proj.3"], "condition_embedder.image_embedder.ff.net.2"),
+        row(&["img_emb.proj.4"], "condition_embedder.image_embedder.norm2"),
+        row(&["img_emb.emb_pos"], "condition_embedder.image_embedder.pos_embed"),
+        row(&["head.head"], "proj_out"),
+        row(&["head.modulation"], "scale_shift_table"),
+        row(&["face_encoder.conv1_local.conv"], "face_encoder.conv1_local"),
+        row(&["face_encoder.conv2.conv"], "face_encoder.conv2"),
+        row(&["face_encoder.conv3.conv"], "face_encoder.conv3"),
+        row(&["face_encoder.out_proj"], "face_encoder.out_proj"),
+        row(&["face_encoder.padding_tokens"], "face_encoder.padding_tokens"),
+        row(&["motion_encoder.enc.net_app.convs.0.0"], "motion_encoder.conv_in"),
+        squeezed(&["motion_encoder.enc.net_app.convs.0.1"], "motion_encoder.conv_in.act_fn"),
+        row(&["motion_encoder.enc.net_app.convs.8"], "motion_encoder.conv_out"),
+        row(&["motion_encoder.enc.fc.0"], "motion_encoder.motion_network.0"),
+        row(&["motion_encoder.enc.fc.1"], "motion_encoder.motion_network.1"),
+        row(&["motion_encoder.enc.fc.2"], "motion_encoder.motion_network.2"),
+        row(&["motion_encoder.enc.fc.3"], "motion_encoder.motion_network.3"),
+        row(&["motion_encoder.enc.fc.4"], "motion_encoder.motion_network.4"),
+        row(&["motion_encoder.dec.direction.weight"], "motion_encoder.motion_synthesis_weight"),
+    ], &MOTION_STAGES[0], &MOTION_STAGES[1], &MOTION_STAGES[2], &MOTION_STAGES[3], &MOTION_STAGES[4], &MOTION_STAGES[5],
+        &MOTION_STAGES[6]],
+    open: false,
+};
+
+const fn numbered(
+    file: &'static str,
+    list: List,
+    inner: &'static str,
+    rows: &'static [Row],
+) -> Numbered {
+    Numbered {
+        file,
+        list,
+        inner,
+        rows,
+    }
+}
+
+/// What a name in a file stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Meaning {
+    pub(crate) place: Place,
+    /// Canonical names within the place; several for matrices stacked along the first axis, from its start.
+    pub(crate) names: Vec<String>,
+    /// Whether the name means something in its convention; if not, `names` is the name itself.
+    pub(crate) known: bool,
+}
+
+/// What a canonical tensor is called in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FileName {
+    pub(crate) name: String,
+    /// It is this one of so many parts along the first axis.
+    pub(crate) part: (usize, usize),
+    /// Without axes of length 1.
+    pub(crate) squeezed: bool,
+}
+
+impl Convention {
+    /// What `name`, without a prefix, stands for.
+    pub(crate) fn meaning(&self, name: &str) -> Meaning {
+        for numbered in self.lists {
+            let Some((index, rest)) = name.strip_prefix(numbered.file).and_then(split_number)
+            else {
+                continue;
+            };
+            let place = Place::Block(numbered.list, index);
+            return match self.translated(&[numbered.rows], rest) {
+                Some(names) => Meaning {
+                    place,
+                    names: names
+                        .map(|name| format!("{}{name}", numbered.inner))
+                        .collect(),
+                    known: true,
+                },
+                None => Meaning {
+                    place,
+                    names: vec![rest.to_owned()],
+                    known: false,
+                },
+            };
+        }
+        let names = self.translated(self.root, name);
+        Meaning {
+            place: Place::Root,
+            known: names.is_some(),
+            names: names.map_or_else(|| vec![name.to_owned()], Iterator::collect),
+        }
+    }
+
+    /// Canonical names of the tensor `rest` of a place; `None` if it means nothing.
+    fn translated<'a>(
+        &self,
+        rows: &[&'static [Row]],
+        rest: &'a str,
+    ) -> Option<impl Iterator<Item = String> + use<'a>> {
+        let rows = || rows.iter().copied().flatten();
+        let found = rows().find_map(|row| Some((row.canonical, leaf(rest, row.file)?)));
+        // A tensor that a row gives another name to has none of its own.
+        let taken = |row: &Row| row.canonical.iter().any(|name| leaf(rest, name).is_some());
+        let (stems, tail): (&'static [&'static str], &str) = match found {
+            Some((stems, tail)) => (stems, tail),
+            None if self.open && !rows().any(taken) => (&[""], rest),
+            None => return None,
+        };
+        let tail = canonical_leaf(tail);
+        Some(stems.iter().map(move |stem| format!("{stem}{tail}")))
+    }
+
+    /// What tensor `name` of `place` is called here; `None` if the convention has no such tensor.
+    pub(crate) fn file_name(&self, place: Place, name: &str) -> Option<FileName> {
+        let in_block;
+        let (owner, rows, rest) = match place {
+            Place::Root => (String::new(), self.root, name),
+            Place::Block(list, index) => {
+                // The one with the longest inner name: the others are its start.
+                let numbered = (self.lists.iter())
+                    .filter(|numbered| numbered.list == list && name.starts_with(numbered.inner))
+                    .max_by_key(|numbered| numbered.inner.len())?;
+                let rest = name.strip_prefix(numbered.inner)?;
+                in_block = [numbered.rows];
+                (format!("{}{index}.", numbered.file), &in_block[..], rest)
+            }
+        };
+        let found = rows.iter().copied().flatten().find_map(|row| {
+            let mut stems = row.canonical.iter().enumerate();
+            let (nth, tail) = stems.find_map(|(nth, stem)| Some((nth, leaf(rest, stem)?)))?;
+            Some((row, nth, tail))
+        });
+        match found {
+            Some((row, nth, tail)) => Some(FileName {
+                name: format!("{owner}{}{tail}", row.file),
+                part: (nth, row.canonical.len()),
+                squeezed: row.squeezed,
+            }),
+            None if self.open => Some(FileName {
+                name: format!("{owner}{rest}"),
+                part: (0, 1),
+                squeezed: false,
+            }),
+            None => None,
+        }
+    }
+}
+
+/// What follows `stem` in `name`: nothing, or one part with its dot.
+fn leaf<'a>(name: &'a str, stem: &str) -> Option<&'a str> {
+    let tail = name.strip_prefix(stem)?;
+    let is_leaf = tail.is_empty()
+        || tail
+            .strip_prefix('.')
+            .is_some_and(|leaf| !leaf.is_empty() && !leaf.contains('.'));
+    is_leaf.then_some(tail)
+}
+
+/// The number and what follows it: `7.norm3.bias` is 7 and `norm3.bias`.
+///
+/// Numbers with a leading zero are none: two names would stand for one tensor.
+fn split_number(rest: &str) -> Option<(u64, &str)> {
+    let (number, rest) = rest.split_once('.')?;
+    let is_number = !number.is_empty()
+        && number.bytes().all(|byte| byte.is_ascii_digit())
+        && (number == "0" || !number.starts_with('0'));
+    (is_number && !rest.is_empty()).then(|| (number.parse().unwrap_or(u64::MAX), rest))
+}
+
+/// What belongs to a weight that is stored as small numbers and scales, by its canonical name.
+pub(crate) const ATTACHED: [&str; 4] = [
+    "weight_scale",
+    "weight_scale_2",
+    "input_scale",
+    "comfy_quant",
+];
+
+/// The tensor of the whole model that says that weights have scales.
+pub(crate) const SCALED_FLAG: &str = "scaled_fp8";
+
+/// Gives one name to what tools call differently.
+pub(crate) fn canonical_leaf(tail: &str) -> String {
+    let (owner, leaf) = tail
+        .rsplit_once('.')
+        .map_or(("", tail), |(owner, leaf)| (owner, leaf));
+    let leaf = match leaf {
+        "scale_weight" => "weight_scale",
+        "scale_input" => "input_scale",
+        "weight_int8" => "weight",
+        _ => return tail.to_owned(),
+    };
+    if tail.contains('.') {
+        format!("{owner}.{leaf}")
+    } else {
+        leaf.to_owned()
+    }
+}
+
+/// The weight that `name` belongs to, if it is a scale or the like.
+pub(crate) fn attached_to(name: &str) -> Option<String> {
+    let (owner, leaf) = name.rsplit_once('.')?;
+    ATTACHED.contains(&leaf).then(|| format!("{owner}.weight"))
+}
+
 /// What tools put before the names, most specific first among those that share a start.
-const PREFIXES: [&str; 7] = [
+pub(crate) const PREFIXES: [&str; 7] = [
     "",
     "model.diffusion_model.",
     "model.model.",
@@ -48,11 +541,14 @@ const PREFIXES: [&str; 7] = [
 ];
 
 /// First components that say a name is one of a video transformer.
-const KNOWN_ROOTS: [&str; 17] = [
+const KNOWN_ROOTS: [&str; 32] = [
     "blocks",
     "vace_blocks",
     "patch_embedding",
     "vace_patch_embedding",
+    "pose_patch_embedding",
+    "patch_embedding_pose",
+    "patch_embedding_mask",
     "text_embedding",
     "time_embedding",
     "time_projection",
@@ -65,119 +561,27 @@ const KNOWN_ROOTS: [&str; 17] = [
     "scale_shift_table",
     "x_embedder",
     "t_embedder",
+    "y_embedder",
     "final_layer",
+    "face_adapter",
+    "face_encoder",
+    "motion_encoder",
+    "audio_proj",
+    "audio_injector",
+    "casual_audio_encoder",
+    "cond_encoder",
+    "frame_packer",
+    "trainable_cond_mask",
+    SCALED_FLAG,
+    "fuser_blocks",
 ];
 
-/// Native and diffusers name of each tensor of a block, without `.weight` and `.bias`.
-const BLOCK_NAMES: &[(&str, &str)] = &[
-    ("self_attn.q", "attn1.to_q"),
-    ("self_attn.k", "attn1.to_k"),
-    ("self_attn.v", "attn1.to_v"),
-    ("self_attn.o", "attn1.to_out.0"),
-    ("self_attn.norm_q", "attn1.norm_q"),
-    ("self_attn.norm_k", "attn1.norm_k"),
-    ("cross_attn.q", "attn2.to_q"),
-    ("cross_attn.k", "attn2.to_k"),
-    ("cross_attn.v", "attn2.to_v"),
-    ("cross_attn.o", "attn2.to_out.0"),
-    ("cross_attn.norm_q", "attn2.norm_q"),
-    ("cross_attn.norm_k", "attn2.norm_k"),
-    ("cross_attn.k_img", "attn2.add_k_proj"),
-    ("cross_attn.v_img", "attn2.add_v_proj"),
-    ("cross_attn.norm_k_img", "attn2.norm_added_k"),
-    // The two conventions swap the numbers of the norms.
-    ("norm3", "norm2"),
-    ("ffn.0", "ffn.net.0.proj"),
-    ("ffn.2", "ffn.net.2"),
-    ("modulation", "scale_shift_table"),
-];
-
-/// The same for tensors outside the blocks.
-const ROOT_NAMES: &[(&str, &str)] = &[
-    (
-        "text_embedding.0",
-        "condition_embedder.text_embedder.linear_1",
-    ),
-    (
-        "text_embedding.2",
-        "condition_embedder.text_embedder.linear_2",
-    ),
-    (
-        "time_embedding.0",
-        "condition_embedder.time_embedder.linear_1",
-    ),
-    (
-        "time_embedding.2",
-        "condition_embedder.time_embedder.linear_2",
-    ),
-    ("time_projection.1", "condition_embedder.time_proj"),
-    ("img_emb.proj.0", "condition_embedder.image_embedder.norm1"),
-    (
-        "img_emb.proj.1",
-        "condition_embedder.image_embedder.ff.net.0.proj",
-    ),
-    (
-        "img_emb.proj.3",
-        "condition_embedder.image_embedder.ff.net.2",
-    ),
-    ("img_emb.proj.4", "condition_embedder.image_embedder.norm2"),
-    (
-        "img_emb.emb_pos",
-        "condition_embedder.image_embedder.pos_embed",
-    ),
-    ("head.head", "proj_out"),
-    ("head.modulation", "scale_shift_table"),
-];
-
-/// Where in a model a tensor belongs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part<'a> {
-    /// In block `index` of the list called `list`, such as `blocks` or `vace_blocks`.
-    Block {
-        /// The list's name.
-        list: &'a str,
-        /// The block's number; `u64::MAX` also stands for numbers that do not fit.
-        index: u64,
-        /// The tensor's name within the block.
-        rest: &'a str,
-    },
-    /// In no block; the name without the prefix.
-    Root(&'a str),
-    /// Not in this model: the name lacks the prefix that the model's names carry.
-    Outside,
-}
-
-/// Takes `name` apart: `blocks.7.norm3.bias` is `norm3.bias` of block 7 of `blocks`.
-///
-/// A list is letters and underscores that end in `blocks`. Numbers with a leading zero are no block numbers: two names
-/// would stand for one tensor.
-pub(crate) fn part<'a>(name: &'a str, prefix: &str) -> Part<'a> {
-    let stripped = match name.strip_prefix(prefix) {
-        Some(stripped) => stripped,
-        None if is_known(name) => name,
-        None => return Part::Outside,
-    };
-    split_block(stripped).unwrap_or(Part::Root(stripped))
-}
-
-fn split_block(name: &str) -> Option<Part<'_>> {
-    let (list, rest) = name.split_once('.')?;
-    let (number, rest) = rest.split_once('.')?;
-    let is_list = list.ends_with("blocks")
-        && list
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-    let is_number = !number.is_empty()
-        && number.bytes().all(|byte| byte.is_ascii_digit())
-        && (number == "0" || !number.starts_with('0'));
-    if !is_list || !is_number || rest.is_empty() {
-        return None;
+/// `name` without the prefix; a name without it counts if it is one of a video transformer.
+pub(crate) fn without_prefix<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+    match name.strip_prefix(prefix) {
+        Some(stripped) => Some(stripped),
+        None => is_known(name).then_some(name),
     }
-    Some(Part::Block {
-        list,
-        index: number.parse().unwrap_or(u64::MAX),
-        rest,
-    })
 }
 
 fn is_known(name: &str) -> bool {
@@ -185,8 +589,10 @@ fn is_known(name: &str) -> bool {
     KNOWN_ROOTS.contains(&root)
 }
 
-/// The prefix under which most names are those of a video transformer; the shortest wins a tie.
-pub(crate) fn common_prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) -> &'static str {
+/// The prefix under which most names are those of a video transformer, and how many; the shortest wins a tie.
+pub(crate) fn common_prefix<'a>(
+    names: impl Iterator<Item = &'a str> + Clone,
+) -> (&'static str, usize) {
     let hits = |prefix: &str| {
         names
             .clone()
@@ -201,57 +607,111 @@ pub(crate) fn common_prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) ->
             best = (count, prefix);
         }
     }
-    best.1
+    (best.1, best.0)
 }
 
-/// The native name of a tensor within a block.
-pub(crate) fn native_in_block(rest: &str, naming: Naming) -> Cow<'_, str> {
-    native(rest, naming, BLOCK_NAMES)
-}
-
-/// The native name of a tensor outside the blocks.
-pub(crate) fn native_in_root(name: &str, naming: Naming) -> Cow<'_, str> {
-    native(name, naming, ROOT_NAMES)
-}
-
-fn native<'a>(name: &'a str, naming: Naming, table: &[(&str, &str)]) -> Cow<'a, str> {
-    if naming == Naming::Native {
-        return Cow::Borrowed(name);
+/// The authors' own convention.
+pub(crate) fn native(long_cat: bool) -> &'static Convention {
+    if long_cat {
+        &LONG_CAT_NATIVE
+    } else {
+        &WAN_NATIVE
     }
-    for (native, diffusers) in table {
-        match name.strip_prefix(diffusers) {
-            Some("") => return Cow::Owned((*native).to_owned()),
-            Some(leaf @ (".weight" | ".bias")) => return Cow::Owned(format!("{native}{leaf}")),
-            _ => {}
-        }
+}
+
+/// The convention called `naming`, if checkpoints of that kind of model follow it.
+pub(crate) fn of_naming(naming: Naming, long_cat: bool) -> Option<&'static Convention> {
+    match (naming, long_cat) {
+        (Naming::Native, _) => Some(native(long_cat)),
+        (Naming::Diffusers, false) => Some(&WAN_DIFFUSERS),
+        (Naming::Repacked, true) => Some(&LONG_CAT_REPACKED),
+        (Naming::Diffusers, true) | (Naming::Repacked, false) => None,
     }
-    Cow::Borrowed(name)
+}
+
+/// The convention of these names, without their prefix, and a name that tells.
+pub(crate) fn convention<'a>(
+    names: impl Iterator<Item = &'a str>,
+) -> (&'static Convention, Option<&'a str>) {
+    for name in names {
+        let (first, rest) = name.split_once('.').unwrap_or((name, ""));
+        let in_block = (first == "blocks").then(|| split_number(rest)).flatten();
+        let convention = match (first, in_block) {
+            ("condition_embedder", _) => &WAN_DIFFUSERS,
+            ("x_embedder" | "final_layer", _) => &LONG_CAT_NATIVE,
+            (_, Some((_, rest))) => match rest.split('.').next() {
+                Some("attn1" | "attn2" | "scale_shift_table") => &WAN_DIFFUSERS,
+                Some("adaLN_modulation" | "pre_crs_attn_norm") => &LONG_CAT_NATIVE,
+                Some("modulation") if leaf(rest, "modulation.1").is_some() => &LONG_CAT_REPACKED,
+                _ => continue,
+            },
+            _ => continue,
+        };
+        return (convention, Some(name));
+    }
+    (&WAN_NATIVE, None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_name_is_split_at_its_start_only() {
+    const ALL: [&Convention; 4] = [
+        &WAN_NATIVE,
+        &WAN_DIFFUSERS,
+        &LONG_CAT_NATIVE,
+        &LONG_CAT_REPACKED,
+    ];
+
+    fn block(list: List, index: u64) -> Place {
+        Place::Block(list, index)
+    }
+
+    #[track_caller]
+    fn means(convention: &Convention, name: &str, place: Place, names: &[&str]) {
+        let meaning = convention.meaning(name);
+        assert!(meaning.known, "{name}");
         assert_eq!(
-            part("blocks.12.self_attn.q.weight", ""),
-            Part::Block {
-                list: "blocks",
-                index: 12,
-                rest: "self_attn.q.weight"
-            }
+            (meaning.place, &meaning.names[..]),
+            (place, &names.map_owned()[..])
         );
-        assert_eq!(
-            part("vace_blocks.0.after_proj.bias", ""),
-            Part::Block {
-                list: "vace_blocks",
-                index: 0,
-                rest: "after_proj.bias"
-            }
+        for (nth, canonical) in names.iter().enumerate() {
+            let back = convention.file_name(place, canonical).expect("is known");
+            assert_eq!(back.part, (nth, names.len()));
+            assert_eq!(back.name, name);
+        }
+    }
+
+    trait MapOwned {
+        fn map_owned(&self) -> Vec<String>;
+    }
+
+    impl MapOwned for [&str] {
+        fn map_owned(&self) -> Vec<String> {
+            self.iter().map(|name| (*name).to_owned()).collect()
+        }
+    }
+
+    #[test]
+    fn a_name_is_matched_from_its_start_and_whole() {
+        let main = block(List::Main, 12);
+        means(&WAN_NATIVE, "blocks.12.norm3.bias", main, &["norm3.bias"]);
+        means(&WAN_NATIVE, "blocks.12.modulation", main, &["modulation"]);
+        means(
+            &WAN_NATIVE,
+            "head.modulation",
+            Place::Root,
+            &["head.modulation"],
+        );
+        means(
+            &WAN_NATIVE,
+            "vace_blocks.0.after_proj.bias",
+            block(List::Vace, 0),
+            &["after_proj.bias"],
         );
         for root in [
             "control_adapter.residual_blocks.0.conv1.weight",
+            "face_adapter.blocks.0.x.weight",
             "blocks.x.weight",
             "blocks.01.norm3.weight",
             "blocks..norm3.weight",
@@ -260,29 +720,147 @@ mod tests {
             "blocks",
             "",
         ] {
-            assert_eq!(part(root, ""), Part::Root(root));
+            assert_eq!(WAN_NATIVE.meaning(root).place, Place::Root, "{root}");
         }
     }
 
     #[test]
+    fn the_traps_of_diffusers_names_are_told_apart() {
+        let diffusers = &WAN_DIFFUSERS;
+        let main = block(List::Main, 3);
+        means(
+            diffusers,
+            "scale_shift_table",
+            Place::Root,
+            &["head.modulation"],
+        );
+        means(
+            diffusers,
+            "blocks.3.scale_shift_table",
+            main,
+            &["modulation"],
+        );
+        means(
+            diffusers,
+            "proj_out.weight",
+            Place::Root,
+            &["head.head.weight"],
+        );
+        means(
+            diffusers,
+            "vace_blocks.3.proj_out.weight",
+            block(List::Vace, 3),
+            &["after_proj.weight"],
+        );
+        means(diffusers, "blocks.3.norm2.weight", main, &["norm3.weight"]);
+        means(
+            diffusers,
+            "blocks.3.attn1.to_out.0.bias",
+            main,
+            &["self_attn.o.bias"],
+        );
+        means(
+            diffusers,
+            "motion_encoder.res_blocks.0.conv2.act_fn.bias",
+            Place::Root,
+            &["motion_encoder.enc.net_app.convs.1.conv2.2.bias"],
+        );
+        means(
+            diffusers,
+            "motion_encoder.res_blocks.0.conv2.weight",
+            Place::Root,
+            &["motion_encoder.enc.net_app.convs.1.conv2.1.weight"],
+        );
+        // A native name means nothing here, even where the two conventions use one word for two things.
+        for name in [
+            "blocks.3.norm3.weight",
+            "blocks.3.attn2.norm_added_q.weight",
+            "blocks.3.attn1.to_query.weight",
+            "head.modulation",
+            "motion_encoder.res_blocks.7.conv1.weight",
+        ] {
+            assert!(!diffusers.meaning(name).known, "{name}");
+        }
+    }
+
+    #[test]
+    fn stacked_matrices_are_taken_apart() {
+        let main = block(List::Main, 0);
+        means(
+            &LONG_CAT_NATIVE,
+            "blocks.0.attn.qkv.bias",
+            main,
+            &["self_attn.q.bias", "self_attn.k.bias", "self_attn.v.bias"],
+        );
+        means(
+            &LONG_CAT_NATIVE,
+            "blocks.0.cross_attn.kv_linear.weight",
+            main,
+            &["cross_attn.k.weight", "cross_attn.v.weight"],
+        );
+        means(
+            &WAN_NATIVE,
+            "face_adapter.fuser_blocks.7.linear1_kv.weight",
+            block(List::Fuser, 7),
+            &["linear1_k.weight", "linear1_v.weight"],
+        );
+        means(
+            &WAN_NATIVE,
+            "audio_injector.injector_adain_layers.11.linear.weight",
+            block(List::Injector, 11),
+            &["adain.linear.weight"],
+        );
+        means(
+            &WAN_NATIVE,
+            "audio_injector.injector.11.q.weight",
+            block(List::Injector, 11),
+            &["q.weight"],
+        );
+        // Apart it has no name of its own where it is stacked.
+        let apart = "face_adapter.fuser_blocks.7.linear1_k.weight";
+        assert!(!WAN_NATIVE.meaning(apart).known);
+    }
+
+    #[test]
+    fn scales_follow_their_weights_under_one_name() {
+        let names = |name| WAN_NATIVE.meaning(name).names;
+        assert_eq!(names("blocks.0.ffn.0.scale_weight"), ["ffn.0.weight_scale"]);
+        assert_eq!(names("blocks.0.ffn.0.weight_scale"), ["ffn.0.weight_scale"]);
+        assert_eq!(names("blocks.0.ffn.0.scale_input"), ["ffn.0.input_scale"]);
+        assert_eq!(
+            LONG_CAT_NATIVE
+                .meaning("blocks.0.attn.qkv.weight_int8")
+                .names,
+            [
+                "self_attn.q.weight",
+                "self_attn.k.weight",
+                "self_attn.v.weight"
+            ]
+        );
+        assert_eq!(
+            attached_to("ffn.0.weight_scale").as_deref(),
+            Some("ffn.0.weight")
+        );
+        assert_eq!(attached_to("ffn.0.weight"), None);
+        assert_eq!(attached_to("scaled_fp8"), None);
+    }
+
+    #[test]
     fn a_block_number_that_fits_nothing_is_the_largest() {
-        let Part::Block { index, .. } = part("blocks.99999999999999999999999.modulation", "")
-        else {
-            panic!("is a block name");
-        };
-        assert_eq!(index, u64::MAX);
+        let name = "blocks.99999999999999999999999.modulation";
+        for convention in ALL {
+            assert_eq!(convention.meaning(name).place, block(List::Main, u64::MAX));
+        }
     }
 
     #[test]
     fn a_name_without_the_prefix_counts_if_it_is_a_known_one() {
         let prefix = "model.diffusion_model.";
+        let name = "patch_embedding.weight";
+        assert_eq!(without_prefix(name, prefix), Some(name));
         assert_eq!(
-            part("patch_embedding.weight", prefix),
-            Part::Root("patch_embedding.weight")
-        );
-        assert_eq!(
-            part("first_stage_model.conv1.weight", prefix),
-            Part::Outside
+            without_prefix("first_stage_model.conv1.weight", prefix),
+            None
         );
     }
 
@@ -293,21 +871,9 @@ mod tests {
                 .iter()
                 .map(|name| format!("{prefix}{name}"))
                 .collect();
-            assert_eq!(common_prefix(names.iter().map(String::as_str)), prefix);
+            let found = common_prefix(names.iter().map(String::as_str));
+            assert_eq!(found, (prefix, 2));
         }
-        assert_eq!(common_prefix(["blk.0.attn_q.weight"].into_iter()), "");
-    }
-
-    #[test]
-    fn diffusers_names_become_native_ones() {
-        let block = |name| native_in_block(name, Naming::Diffusers);
-        assert_eq!(block("attn1.to_out.0.bias"), "self_attn.o.bias");
-        assert_eq!(block("norm2.weight"), "norm3.weight");
-        assert_eq!(block("scale_shift_table"), "modulation");
-        assert_eq!(block("attn2.to_query.weight"), "attn2.to_query.weight");
-        let root = |name| native_in_root(name, Naming::Diffusers);
-        assert_eq!(root("scale_shift_table"), "head.modulation");
-        assert_eq!(root("proj_out.weight"), "head.head.weight");
-        assert_eq!(root("patch_embedding.weight"), "patch_embedding.weight");
+        assert_eq!(common_prefix(["blk.0.attn_q.weight"].into_iter()), ("", 0));
     }
 }

@@ -6,6 +6,9 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use crate::layout::{Layout, Widths};
+use crate::names;
+
 /// Checkpoints of one family hold the same modules and differ in size only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -67,6 +70,16 @@ pub(crate) enum Marker {
     LongCat,
 }
 
+/// Which modules a model has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Modules {
+    pub(crate) marker: Marker,
+    /// An image embedding, and attention to it.
+    pub(crate) image: bool,
+    /// A convolution of a reference image.
+    pub(crate) reference: bool,
+}
+
 /// What a family looks like in a checkpoint.
 #[derive(Debug)]
 pub(crate) struct FamilyEntry {
@@ -77,8 +90,6 @@ pub(crate) struct FamilyEntry {
     pub(crate) image: Option<bool>,
     pub(crate) in_channels: u64,
     pub(crate) out_channels: u64,
-    /// Whether a model can be built of it.
-    pub(crate) supported: bool,
 }
 
 const fn family(
@@ -96,7 +107,6 @@ const fn family(
         image,
         in_channels,
         out_channels,
-        supported: matches!(marker, Marker::Plain | Marker::FirstLast | Marker::Camera),
     }
 }
 
@@ -113,16 +123,16 @@ pub(crate) const FAMILIES: &[FamilyEntry] = &[
     family(Family::T2v22, "wan2.2-t2v", Marker::Plain, Some(false), 16, 16),
     family(Family::I2v22, "wan2.2-i2v", Marker::Plain, Some(false), 36, 16),
     family(Family::Ti2v22, "wan2.2-ti2v", Marker::Plain, Some(false), 48, 48),
-    family(Family::S2v22, "wan2.2-s2v", Marker::Sound, None, 16, 16),
-    family(Family::Animate22, "wan2.2-animate", Marker::Animate, None, 36, 16),
+    family(Family::S2v22, "wan2.2-s2v", Marker::Sound, Some(false), 16, 16),
+    family(Family::Animate22, "wan2.2-animate", Marker::Animate, Some(true), 36, 16),
     family(Family::VaceFun22, "wan2.2-vace-fun", Marker::Vace, None, 16, 16),
     family(Family::FunInp22, "wan2.2-fun-inp", Marker::Plain, Some(false), 36, 16),
     family(Family::FunControl22, "wan2.2-fun-control", Marker::Plain, Some(false), 52, 16),
     family(Family::FunCamera22, "wan2.2-fun-camera", Marker::Camera, Some(false), 36, 16),
-    family(Family::Humo, "humo", Marker::Humo, None, 36, 16),
-    family(Family::Scail, "scail", Marker::Scail, None, 20, 16),
-    family(Family::Scail2, "scail2", Marker::Scail2, None, 20, 16),
-    family(Family::LongCat, "longcat-video", Marker::LongCat, None, 16, 16),
+    family(Family::Humo, "humo", Marker::Humo, Some(false), 36, 16),
+    family(Family::Scail, "scail", Marker::Scail, Some(true), 20, 16),
+    family(Family::Scail2, "scail2", Marker::Scail2, Some(true), 20, 16),
+    family(Family::LongCat, "longcat-video", Marker::LongCat, Some(false), 16, 16),
 ];
 
 impl Family {
@@ -259,11 +269,68 @@ impl Variant {
         self.family.entry().image
     }
 
-    /// Whether [`Checkpoint::model`](crate::Checkpoint::model) builds it.
+    /// Its layout in numbers: main blocks, VACE blocks, and tensors of its authors' checkpoints. `None` when only the
+    /// family is known.
     #[must_use]
-    pub fn is_supported(self) -> bool {
-        self.family.entry().supported
+    pub fn counts(self) -> Option<Counts> {
+        let size = self.size?;
+        let vace_blocks = self.vace_count(size.block_count);
+        let layout = Layout::new(self.modules(), size.block_count, vace_blocks);
+        let widths = Widths::of(size, self.channels());
+        let convention = names::native(self.family == Family::LongCat);
+        Some(Counts {
+            blocks: size.block_count,
+            vace_blocks,
+            tensors: layout.in_file(convention, widths)?.len() as u64,
+        })
     }
+
+    /// VACE blocks of a model with so many main blocks: published ones have one for two in the small, for five in the
+    /// large size.
+    pub(crate) fn vace_count(self, block_count: u64) -> u64 {
+        match self.family.entry().marker {
+            Marker::Vace if block_count == SMALL.block_count => block_count / 2,
+            Marker::Vace => block_count.div_ceil(5),
+            _ => 0,
+        }
+    }
+
+    /// Which modules it has; those of its authors where checkpoints differ.
+    pub(crate) fn modules(self) -> Modules {
+        let entry = self.family.entry();
+        Modules {
+            marker: entry.marker,
+            image: entry.image.unwrap_or(false),
+            reference: self.family == Family::FunControl22,
+        }
+    }
+
+    /// Where two experts change, as a part of all timesteps, if the variant is a pair of experts: the one for high noise
+    /// computes at this and above.
+    ///
+    /// Pairs that take an image beside the noise change earlier.
+    #[must_use]
+    pub fn boundary(self) -> Option<f64> {
+        match self.family {
+            Family::T2v22 | Family::VaceFun22 => Some(0.875),
+            Family::I2v22 | Family::FunInp22 | Family::FunControl22 | Family::FunCamera22 => {
+                Some(0.900)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How many blocks and tensors a variant has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Main transformer blocks.
+    pub blocks: u64,
+    /// VACE blocks.
+    pub vace_blocks: u64,
+    /// Tensors under the authors' names.
+    pub tensors: u64,
 }
 
 impl fmt::Display for Variant {
@@ -281,6 +348,42 @@ impl Serialize for Variant {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Of the published checkpoints' headers.
+    #[test]
+    fn every_variant_has_as_many_tensors_as_its_authors_checkpoint() {
+        for (name, tensors) in [
+            ("wan2.1-t2v-1.3b", 825),
+            ("wan2.1-t2v-14b", 1095),
+            ("wan2.1-i2v-14b", 1303),
+            ("wan2.1-flf2v-14b", 1304),
+            ("wan2.2-t2v-a14b", 1095),
+            ("wan2.2-i2v-a14b", 1095),
+            ("wan2.2-ti2v-5b", 825),
+            ("wan2.2-s2v-14b", 1260),
+            ("wan2.2-animate-14b", 1441),
+            ("wan2.1-vace-1.3b", 1264),
+            ("wan2.1-vace-14b", 1331),
+            ("wan2.2-vace-fun-a14b", 1331),
+            ("wan2.1-fun-inp-1.3b", 983),
+            ("wan2.1-fun-inp-14b", 1303),
+            ("wan2.1-fun-control-1.3b", 983),
+            ("wan2.1-fun-control-14b", 1303),
+            ("wan2.2-fun-inp-a14b", 1095),
+            ("wan2.2-fun-control-a14b", 1097),
+            ("wan2.1-fun-camera-1.3b", 989),
+            ("wan2.1-fun-camera-14b", 1309),
+            ("wan2.2-fun-camera-a14b", 1101),
+            ("humo-17b", 1583),
+            ("scail-14b", 1305),
+            ("scail2-14b", 1307),
+            ("longcat-video", 1022),
+        ] {
+            let variant = Variant::from_name(name).unwrap();
+            assert_eq!(variant.counts().unwrap().tensors, tensors, "{name}");
+        }
+        assert_eq!(Variant::ALL.len(), 25);
+    }
 
     #[test]
     fn every_variant_is_found_by_its_name_and_begins_with_its_familys() {

@@ -10,7 +10,7 @@ use crate::executor::feeder::StagingBuffers;
 use crate::executor::layout::{ArrivalPolicy, BlockLayout};
 use crate::executor::program;
 use crate::model::Model;
-use crate::plan::{Budget, Plan, Workload};
+use crate::plan::{Budget, Plan, PlanError, Workload};
 
 /// Device memory that offloading may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub struct Settings {
     pub remainder_below_bytes: u64,
     /// Times for the planner.
     pub costs: Costs,
+    /// How many streamed blocks can arrive while one computes; the planner chooses by default.
+    pub blocks_ahead: Option<u32>,
 }
 
 impl Default for Settings {
@@ -63,11 +65,20 @@ impl Default for Settings {
             arrival: ArrivalPolicy::default(),
             remainder_below_bytes: 64 << 10,
             costs: Costs::default(),
+            blocks_ahead: None,
         }
     }
 }
 
 impl Settings {
+    /// The plan for a workload that these settings describe.
+    ///
+    /// # Errors
+    /// As [`Plan::make`].
+    pub fn plan(&self, workload: &Workload, budget: Budget) -> Result<Plan, PlanError> {
+        Plan::make_ahead(workload, &self.costs.rates, budget, self.blocks_ahead)
+    }
+
     pub(super) fn layouts(&self, model: &Model) -> Vec<BlockLayout> {
         let layout = |block: &Arc<dyn crate::swappable::Swappable>| {
             BlockLayout::new(block.as_ref(), &self.arrival, self.remainder_below_bytes)
@@ -183,6 +194,12 @@ impl<D: Device, M> OffloadBuilder<D, M> {
     /// through them stays on the device, if that is allowed as much. Each step is logged and stands in the report.
     pub fn host_budget(mut self, budget: HostBudget) -> Self {
         self.host = budget;
+        self
+    }
+
+    /// How many streamed blocks can arrive while one computes. Default: the planner chooses.
+    pub fn blocks_ahead(mut self, blocks: u32) -> Self {
+        self.settings.blocks_ahead = Some(blocks);
         self
     }
 

@@ -133,7 +133,7 @@ impl<D: Device> Offload<D> {
                 }
             }
         }
-        let make = |budget| Plan::make(&workload, &settings.costs.rates, budget);
+        let make = |budget| settings.plan(&workload, budget);
         let plan = amend(make(ask.budget).map_err(Refused::Plan)?);
         let (kinds, tables) = program::build(device, model, &layouts, &plan)?;
         let streamed = || kinds.iter().flat_map(|kind| kind.visits.iter().flatten());

@@ -105,7 +105,7 @@ pub(super) fn workload<D: Device>(
         });
         KindLoad {
             name: spec.name().to_owned(),
-            share: 1.0,
+            share: spec.share(),
             visits: visits.collect(),
         }
     });

@@ -9,7 +9,7 @@
 //! It ends when no move gains, when the placement bound is reached, or when the work of a step is done. Work is counted
 //! in sums over visits, not in time, so that every machine makes the same plan.
 
-use super::placement::{EVALUATION, Search, WINDOW_DEPTHS, depth, is_better};
+use super::placement::{EVALUATION, Search, depth, is_better};
 use super::problem::{Evaluation, Placement};
 
 /// Placements to begin with.
@@ -84,8 +84,9 @@ impl Search<'_> {
         work: &mut usize,
     ) -> Option<(Placement, Evaluation)> {
         let visits = self.visits();
+        let problem = self.problem;
         for made in Move::all(from, &self.free, &self.worth) {
-            for window_depth in WINDOW_DEPTHS.into_iter().rev() {
+            for &window_depth in problem.window_depths.iter().rev() {
                 for &staging_depth in self.staging_depths.iter().rev() {
                     if self.is_done() || *work == 0 {
                         return None;

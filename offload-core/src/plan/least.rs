@@ -6,6 +6,8 @@
 //! removes residents. So the least arena is found among the placements "stream what is at most `p` and `s`", where `p`
 //! and `s` are sizes of blocks, or 0. Blocks that no kind visits need no window and are streamed always.
 //!
+//! A window that is asked to be `d` places deep counts as `d` of the largest: the least found is one that does.
+//!
 //! For each `p` one walk over the blocks by ascending staging covers all `s`: `n` squared steps in all.
 
 use super::Form;
@@ -44,8 +46,10 @@ pub(super) fn least(problem: &Problem) -> Least {
 
     // What a threshold pair adds to all residents: its window and staging, less the blocks streamed. Blocks of equal
     // staging are taken one by one; the last of them gives the pair's value, and the others are placements as well.
+    let depth = problem.window_depths[0];
     let cost = |place: u64, staging: u64, saved: u64| {
-        i128::from(place) + i128::from(staging.max(problem.load_staging)) - i128::from(saved)
+        depth as i128 * i128::from(place) + i128::from(staging.max(problem.load_staging))
+            - i128::from(saved)
     };
     let mut best = (cost(base_place, base_staging, 0), base_place, base_staging);
     for place in places {
@@ -70,7 +74,7 @@ pub(super) fn least(problem: &Problem) -> Least {
         .collect();
     let placement = Placement {
         streamed,
-        window_depth: 1,
+        window_depth: depth,
         staging_depth: 1,
     };
     Least {

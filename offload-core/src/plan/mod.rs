@@ -342,9 +342,31 @@ impl Plan {
     /// [`PlanError::BudgetTooSmall`] with the least budget that would do; [`PlanError::BadWorkload`] when the workload
     /// or the rates contradict themselves or are out of range.
     pub fn make(workload: &Workload, rates: &Rates, budget: Budget) -> Result<Self, PlanError> {
+        Self::make_ahead(workload, rates, budget, None)
+    }
+
+    /// As [`make`](Self::make), with a window in which so many streamed blocks can arrive while one more computes; the
+    /// planner chooses if it is not said. More take more memory and hide more of the copies.
+    ///
+    /// # Errors
+    /// As [`make`](Self::make).
+    pub fn make_ahead(
+        workload: &Workload,
+        rates: &Rates,
+        budget: Budget,
+        blocks_ahead: Option<u32>,
+    ) -> Result<Self, PlanError> {
         workload.check()?;
         rates.check()?;
-        let problem = problem::Problem::new(workload, rates)?;
+        let mut problem = problem::Problem::new(workload, rates)?;
+        if let Some(blocks) = blocks_ahead {
+            // A window deeper than all visits is as deep as they are.
+            let visits = workload.kinds.iter().map(|kind| kind.visits.len()).max();
+            let depth = (blocks as usize)
+                .saturating_add(1)
+                .min(visits.unwrap_or(0).max(1));
+            problem = problem.with_window_depth(depth);
+        }
         let least = least::least(&problem);
         let budget_bytes = match budget {
             Budget::Least => least.arena_bytes,

@@ -33,7 +33,7 @@ use super::spread::{self, Order};
 const TIE: f64 = 1e-3;
 
 /// Depths of the window and of staging that are tried.
-pub(super) const WINDOW_DEPTHS: [usize; 4] = [1, 2, 3, 4];
+pub(super) const WINDOW_DEPTHS: &[usize] = &[1, 2, 3, 4];
 const STAGING_DEPTHS: [usize; 3] = [1, 2, 3];
 
 /// Numbers of streamed blocks tried beyond the fewest that fit.
@@ -185,7 +185,7 @@ impl<'a> Search<'a> {
     fn families(&self) -> Vec<Family> {
         let mut families = Vec::new();
         for order in 0..self.orders.len() {
-            for window_depth in WINDOW_DEPTHS {
+            for &window_depth in &self.problem.window_depths {
                 for &staging_depth in self.staging_depths {
                     let mut family = Family {
                         order,
@@ -244,7 +244,8 @@ impl<'a> Search<'a> {
 
     /// The plain version, if the work of a step is enough for it; whether it was.
     fn everything(&mut self) -> bool {
-        let depths = WINDOW_DEPTHS.len() * self.staging_depths.len();
+        let problem = self.problem;
+        let depths = problem.window_depths.len() * self.staging_depths.len();
         let affordable = u32::try_from(self.free.len())
             .ok()
             .and_then(|blocks| 1_usize.checked_shl(blocks))
@@ -261,7 +262,7 @@ impl<'a> Search<'a> {
             if self.problem.schedule_bound_s(&streamed) > self.best.1.seconds {
                 continue;
             }
-            for window_depth in WINDOW_DEPTHS {
+            for &window_depth in &problem.window_depths {
                 for &staging_depth in self.staging_depths {
                     let placement = Placement {
                         streamed: streamed.clone(),

@@ -3,6 +3,7 @@
 use super::certificate;
 use super::cost::{self, KindCosts};
 use super::live;
+use super::placement;
 use super::schedule;
 use super::simulate::{self, Timing};
 use super::window;
@@ -62,6 +63,8 @@ pub(super) struct Problem<'a> {
     pub(super) sizes: Vec<Sizes>,
     /// Padded least staging.
     pub(super) load_staging: u64,
+    /// Depths of the window that may be chosen, ascending.
+    pub(super) window_depths: Vec<usize>,
 }
 
 impl<'a> Problem<'a> {
@@ -100,7 +103,16 @@ impl<'a> Problem<'a> {
             costs,
             sizes,
             load_staging: padded(workload.load_staging_bytes),
+            window_depths: placement::WINDOW_DEPTHS.to_vec(),
         })
+    }
+
+    /// The same with a window of this depth and no other.
+    pub(super) fn with_window_depth(self, depth: usize) -> Self {
+        Self {
+            window_depths: vec![depth],
+            ..self
+        }
     }
 
     /// Blocks whose form is to be chosen, in the order of their first visits; those never visited come last.

@@ -131,7 +131,7 @@ pub fn decode_at_random<H: Harness>(harness: &H, seed: u64, tables: u64) {
             .expect("copies end")
             .copy_from_slice(&image);
         device
-            .upload_staged(&stream, &arena, 0, &mut staging, arena_len)
+            .upload_staged(&stream, &arena, 0, &mut staging, 0..arena_len)
             .expect("submitted");
         device
             .decode(&stream, &arena, &program, 0)

@@ -23,6 +23,31 @@ struct RecordedTensor {
     index: Vec<u64>,
 }
 
+/// Every list there is: NAMING.VARIANT.
+pub(crate) const RECORDED: &[&str] = &[
+    "native.wan2.1-t2v-1.3b",
+    "native.wan2.1-t2v-14b",
+    "native.wan2.1-i2v-14b",
+    "native.wan2.1-flf2v-14b",
+    "native.wan2.1-vace-1.3b",
+    "native.wan2.1-vace-14b",
+    "native.wan2.2-t2v-a14b",
+    "native.wan2.2-i2v-a14b",
+    "native.wan2.2-ti2v-5b",
+    "native.wan2.2-s2v-14b",
+    "native.wan2.2-animate-14b",
+    "native.longcat-video",
+    "diffusers.wan2.1-t2v-1.3b",
+    "diffusers.wan2.1-t2v-14b",
+    "diffusers.wan2.1-i2v-14b",
+    "diffusers.wan2.1-flf2v-14b",
+    "diffusers.wan2.1-vace-1.3b",
+    "diffusers.wan2.1-vace-14b",
+    "diffusers.wan2.2-i2v-a14b",
+    "diffusers.wan2.2-ti2v-5b",
+    "diffusers.wan2.2-animate-14b",
+];
+
 /// A tensor yet without bytes.
 pub(crate) type Shaped = (String, Vec<u64>);
 
@@ -48,6 +73,19 @@ impl Recorded {
         }
         all
     }
+}
+
+/// bf16 tensors of these shapes, one behind the other in a file that does not exist.
+pub(crate) fn described(tensors: &[Shaped]) -> Vec<TensorSpec> {
+    let mut offset = 0;
+    let spec = |(name, shape): &Shaped| {
+        let bytes = Encoding::BF16.bytes_of(shape).expect("shapes are sane");
+        let range = offset..offset + bytes;
+        offset = range.end;
+        let source = Source::Described { range };
+        TensorSpec::new(name, shape.clone(), Encoding::BF16, source).expect("lengths fit")
+    };
+    tensors.iter().map(spec).collect()
 }
 
 /// bf16 tensors of these shapes, one behind the other in a file that takes no room.

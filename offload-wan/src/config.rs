@@ -1,0 +1,75 @@
+//! A model's `config.json`, as folders of diffusers and the authors have it: numbers that tensors do not tell.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Why a configuration could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The system refused.
+    #[error("cannot read {path}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is no configuration.
+    #[error("{path}: no configuration of a model", path = path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It is far larger than any configuration.
+    #[error("{path}: {bytes} bytes are too many for a configuration", path = path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+}
+
+/// The part that matters here; all of it may be missing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub(crate) struct Config {
+    /// Transformer blocks.
+    #[serde(default)]
+    pub(crate) num_layers: Option<u64>,
+    /// After which of them VACE's run.
+    #[serde(default)]
+    pub(crate) vace_layers: Option<Vec<u64>>,
+}
+
+const MAX_BYTES: u64 = 1 << 20;
+
+impl Config {
+    /// The `config.json` of `folder`, if there is one.
+    pub(crate) fn of_folder(folder: &Path) -> Result<Option<Self>, ConfigError> {
+        let path = folder.join("config.json");
+        let Ok(metadata) = fs::metadata(&path) else {
+            return Ok(None);
+        };
+        if metadata.len() > MAX_BYTES {
+            return Err(ConfigError::TooLarge {
+                path,
+                bytes: metadata.len(),
+            });
+        }
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        };
+        match serde_json::from_slice(&text) {
+            Ok(config) => Ok(Some(config)),
+            Err(source) => Err(ConfigError::Json { path, source }),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Text and image encoders that go with WAN, umT5 and CLIP: which layers a file of one has.
+//!
+//! They run once per prompt, before the transformer. Their layers are all alike, so each is held to the first one; no
+//! table says what the first must have.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use offload_core::model::{Model, Residency};
+use offload_core::swappable::{Swappable, TensorSpec};
+
+use crate::block::WanBlock;
+use crate::checkpoint::BlockSummary;
+use crate::findings::{Finding, Findings};
+use crate::layout::role_by_name;
+use crate::names::canonical_leaf;
+use crate::transformer::LayoutError;
+
+/// How a kind of file calls an encoder's layers.
+#[derive(Debug)]
+struct Form {
+    name: &'static str,
+    /// A tensor that says so.
+    marker: &'static str,
+    /// What stands before a layer's number.
+    layers: &'static str,
+}
+
+#[rustfmt::skip]
+const FORMS: &[Form] = &[
+    Form { name: "umt5", marker: "encoder.block.0.layer.0.SelfAttention.q.weight", layers: "encoder.block." },
+    Form { name: "umt5", marker: "blocks.0.ffn.gate.0.weight", layers: "blocks." },
+    Form { name: "umt5", marker: "enc.blk.0.attn_q.weight", layers: "enc.blk." },
+    Form { name: "clip", marker: "vision_model.encoder.layers.0.self_attn.q_proj.weight", layers: "vision_model.encoder.layers." },
+    Form { name: "clip", marker: "visual.transformer.0.attn.to_qkv.weight", layers: "visual.transformer." },
+];
+
+/// Names, from their start, of what comes after the layers.
+const LAST: &[&str] = &[
+    "encoder.final_layer_norm",
+    "norm.",
+    "head",
+    "enc.output_norm",
+    "vision_model.post_layernorm",
+    "visual_projection",
+    "visual.post_norm",
+    "visual.head",
+    "log_scale",
+];
+
+/// An encoder, by the names of its tensors.
+#[derive(Debug, Clone)]
+pub(crate) struct Encoder {
+    form: &'static Form,
+    /// What stands before all names.
+    prefix: String,
+}
+
+/// Which layer a tensor is in.
+enum Place<'a> {
+    Layer(u64, &'a str),
+    Root(&'a str),
+    Outside,
+}
+
+impl Encoder {
+    pub(crate) fn detect(tensors: &[TensorSpec]) -> Option<Self> {
+        FORMS.iter().find_map(|form| {
+            let mut prefixes = tensors.iter().filter_map(|tensor| {
+                let prefix = tensor.name().strip_suffix(form.marker)?;
+                (prefix.is_empty() || prefix.ends_with('.')).then(|| prefix.to_owned())
+            });
+            let prefix = prefixes.next()?;
+            Some(Self { form, prefix })
+        })
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.form.name
+    }
+
+    fn place<'a>(&self, name: &'a str) -> Place<'a> {
+        let Some(name) = name.strip_prefix(self.prefix.as_str()) else {
+            return Place::Outside;
+        };
+        let layer = name.strip_prefix(self.form.layers).and_then(|rest| {
+            let (number, rest) = rest.split_once('.')?;
+            let is_number = number == "0" || !number.starts_with(['0', '+']);
+            Some((number.parse().ok().filter(|_| is_number)?, rest))
+        });
+        match layer {
+            Some((index, rest)) => Place::Layer(index, rest),
+            None => Place::Root(name),
+        }
+    }
+
+    fn layers<'a>(
+        &self,
+        tensors: &'a [TensorSpec],
+    ) -> BTreeMap<u64, Vec<(&'a str, &'a TensorSpec)>> {
+        let mut layers: BTreeMap<u64, Vec<_>> = BTreeMap::new();
+        for tensor in tensors {
+            if let Place::Layer(index, rest) = self.place(tensor.name()) {
+                layers.entry(index).or_default().push((rest, tensor));
+            }
+        }
+        layers
+    }
+
+    pub(crate) fn blocks(&self, tensors: &[TensorSpec]) -> Vec<BlockSummary> {
+        let layers = self.layers(tensors).into_iter();
+        layers
+            .map(|(index, tensors)| BlockSummary {
+                name: format!("layers.{index}"),
+                tensor_count: tensors.len(),
+                bytes: tensors
+                    .iter()
+                    .map(|(_, tensor)| tensor.source().len())
+                    .sum(),
+            })
+            .collect()
+    }
+
+    /// What a layer lacks that the first has.
+    fn findings(&self, layers: &BTreeMap<u64, Vec<(&str, &TensorSpec)>>) -> Vec<Finding> {
+        let mut all = Vec::new();
+        let highest = layers.keys().next_back().copied().unwrap_or(0);
+        let Some((_, model)) = layers.first_key_value() else {
+            return all;
+        };
+        for (wanted, (index, tensors)) in (0..).zip(layers) {
+            if *index != wanted {
+                all.push(Finding::MissingBlock {
+                    block: format!("layers.{wanted}"),
+                    block_count: layers.len() as u64,
+                    highest,
+                });
+                break;
+            }
+            let there: BTreeSet<&str> = tensors.iter().map(|(name, _)| *name).collect();
+            for (name, _) in model.iter().filter(|(name, _)| !there.contains(name)) {
+                all.push(Finding::Missing {
+                    tensor: format!("{}{}{index}.{name}", self.prefix, self.form.layers),
+                });
+            }
+        }
+        all
+    }
+
+    /// What comes before the layers, the layers, and what comes after them; layers are the planner's to place.
+    pub(crate) fn model(&self, tensors: &[TensorSpec]) -> Result<Model, LayoutError> {
+        let layers = self.layers(tensors);
+        let findings = self.findings(&layers);
+        if !findings.is_empty() {
+            return Err(LayoutError::Incomplete {
+                findings: Findings(findings),
+            });
+        }
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        for tensor in tensors {
+            if let Place::Root(name) = self.place(tensor.name()) {
+                let is_last = LAST.iter().any(|last| name.starts_with(last));
+                let list = if is_last { &mut after } else { &mut before };
+                list.push(renamed(tensor, name));
+            }
+        }
+        let mut blocks: Vec<Arc<dyn Swappable>> = Vec::new();
+        let mut always = Vec::new();
+        let mut group = |blocks: &mut Vec<Arc<dyn Swappable>>, name, tensors: Vec<TensorSpec>| {
+            if !tensors.is_empty() {
+                always.push(blocks.len());
+                blocks.push(Arc::new(WanBlock::new(name, tensors)));
+            }
+        };
+        group(&mut blocks, "embedding", before);
+        for (index, tensors) in &layers {
+            let tensors = tensors.iter().map(|(name, tensor)| renamed(tensor, name));
+            let block = WanBlock::new(format!("layers.{index}"), tensors.collect());
+            blocks.push(Arc::new(block.scaled()?));
+        }
+        group(&mut blocks, "head", after);
+        let mut model = Model::new(blocks)?;
+        for index in always {
+            model = model.with_residency(index, Residency::Always)?;
+        }
+        Ok(model)
+    }
+}
+
+fn renamed(tensor: &TensorSpec, name: &str) -> TensorSpec {
+    let name = &canonical_leaf(name);
+    let spec = tensor.clone().with_name(name);
+    match role_by_name(name) {
+        Some(role) => spec.with_role(role),
+        None => spec,
+    }
+}

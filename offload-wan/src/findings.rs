@@ -1,0 +1,312 @@
+//! What a checkpoint lacks, has in a wrong shape, or has beside: all of it at once.
+//!
+//! Findings speak of tensors as the file calls them, or would.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::catalog::{Catalog, Named};
+use crate::detect::{self, Detection, PatchEmbedding};
+use crate::layout::{Expected, Layout, PATCH_EMBEDDING};
+use crate::names::{self, List, Naming, Place, SCALED_FLAG};
+use crate::variant::Modules;
+
+/// Something about a checkpoint that is not as its layout has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "finding", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Finding {
+    /// A whole block is missing, before or between others or because the configuration counts more.
+    MissingBlock {
+        /// Its name, such as `blocks.7`.
+        block: String,
+        /// Blocks of the list that are there.
+        block_count: u64,
+        /// The largest number of a block of the list that is there.
+        highest: u64,
+    },
+    /// A tensor is missing.
+    Missing {
+        /// What it would be called.
+        tensor: String,
+    },
+    /// A tensor has a shape that does not fit the others.
+    Misshapen {
+        /// Its name.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<u64>,
+        /// The shape it should have.
+        expected: String,
+    },
+    /// The number of latent channels is that of no checkpoint with these modules. A fine-tune may have it.
+    Unfamiliar {
+        /// The patch embedding.
+        tensor: String,
+        /// Channels that go in.
+        in_channels: u64,
+        /// Those that are known.
+        known: Vec<u64>,
+    },
+    /// A tensor that no such model has. It is kept, and may be another model's in the same file.
+    Unknown {
+        /// Its name.
+        tensor: String,
+    },
+}
+
+impl Finding {
+    /// Whether no model can be built because of it.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        match self {
+            Self::MissingBlock { .. } | Self::Missing { .. } | Self::Misshapen { .. } => true,
+            Self::Unfamiliar { .. } | Self::Unknown { .. } => false,
+        }
+    }
+
+    /// The tensor or block that it names.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::MissingBlock { block, .. } => block,
+            Self::Missing { tensor }
+            | Self::Misshapen { tensor, .. }
+            | Self::Unfamiliar { tensor, .. }
+            | Self::Unknown { tensor } => tensor,
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MissingBlock {
+                block,
+                block_count,
+                highest,
+            } => write!(
+                f,
+                "{block} is missing: the checkpoint has {block_count} such blocks, the highest is {highest}"
+            ),
+            Self::Missing { tensor } if tensor.ends_with(PATCH_EMBEDDING) => write!(
+                f,
+                "tensor {tensor} is missing: converters leave it to a file of its own \
+                 (fix_5d_tensors_wan.safetensors), to be opened with this one"
+            ),
+            Self::Missing { tensor } => write!(f, "tensor {tensor} is missing"),
+            Self::Misshapen {
+                tensor,
+                shape,
+                expected,
+            } => write!(
+                f,
+                "tensor {tensor} has shape {shape:?}, expected {expected}"
+            ),
+            Self::Unfamiliar {
+                tensor,
+                in_channels,
+                known,
+            } => write!(
+                f,
+                "tensor {tensor} is for {in_channels} latent channels, known are {known:?}"
+            ),
+            Self::Unknown { tensor } => write!(f, "tensor {tensor} is unknown"),
+        }
+    }
+}
+
+/// Several findings in a line: the first few and how many more there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Findings(pub Vec<Finding>);
+
+/// Findings that a line shows.
+const SHOWN: usize = 5;
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, finding) in self.0.iter().take(SHOWN).enumerate() {
+            if index > 0 {
+                f.write_str("; ")?;
+            }
+            write!(f, "{finding}")?;
+        }
+        match self.0.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
+    }
+}
+
+/// How many blocks of each list the checkpoint should have: as many as the highest number says.
+///
+/// Numbers come from names and may be absurd: they size nothing here, a gap is one finding.
+pub(crate) fn layout_of(catalog: &Catalog<'_>, detection: &Detection, modules: Modules) -> Layout {
+    let fitting = detection.vace_layers.len() as u64;
+    let vace_blocks = catalog.list(List::Vace).count() as u64;
+    Layout::new(modules, detection.block_count, vace_blocks.min(fitting))
+}
+
+/// Everything that is not as the layout has it; nothing when this is no WAN transformer.
+///
+/// `said_blocks` is the number of main blocks that a configuration says.
+pub(crate) fn findings(
+    catalog: &Catalog<'_>,
+    detection: &Detection,
+    modules: Modules,
+    said_blocks: Option<u64>,
+) -> Vec<Finding> {
+    if detection.naming.is_none() {
+        return Vec::new();
+    }
+    let check = Check {
+        catalog,
+        detection,
+        layout: layout_of(catalog, detection, modules),
+    };
+    let mut all = Vec::new();
+    for layout in &check.layout.lists {
+        check.blocks(layout.list, said_blocks, &mut all);
+    }
+    let root: Vec<&'static Expected> = check.layout.root().collect();
+    check.tensors(Place::Root, &root, &mut all);
+    check.channels(modules, &mut all);
+    check.unknown(&mut all);
+    all
+}
+
+struct Check<'c> {
+    catalog: &'c Catalog<'c>,
+    detection: &'c Detection,
+    layout: Layout,
+}
+
+impl Check<'_> {
+    fn blocks(&self, list: List, said_blocks: Option<u64>, all: &mut Vec<Finding>) {
+        let Some(layout) = self.layout.list(list) else {
+            return;
+        };
+        let there: Vec<u64> = self.catalog.list(list).map(|(index, _)| index).collect();
+        let block_count = there.len() as u64;
+        let highest = there.last().copied().unwrap_or(0);
+        let gap = (0u64..)
+            .zip(&there)
+            .find_map(|(wanted, index)| (*index != wanted).then_some(wanted));
+        let wanted = match list {
+            // Published models and configurations have more than numbers show.
+            List::Main => said_blocks.unwrap_or(0).max(1),
+            _ => layout.count,
+        };
+        let short = (block_count < wanted).then_some(block_count);
+        if let Some(index) = gap.or(short) {
+            all.push(Finding::MissingBlock {
+                block: format!("{}.{index}", list.name()),
+                block_count,
+                highest,
+            });
+        }
+        for (index, _) in self.catalog.list(list) {
+            let expected: Vec<&'static Expected> = layout.tensors(index).collect();
+            self.tensors(Place::Block(list, index), &expected, all);
+        }
+    }
+
+    fn tensors(&self, place: Place, expected: &[&'static Expected], all: &mut Vec<Finding>) {
+        let tensors = self.catalog.place(place);
+        let has_constants = self.detection.naming == Some(Naming::Native);
+        let mut named = BTreeSet::new();
+        for expected in expected {
+            let found = tensors
+                .iter()
+                .find(|tensor| tensor.known && tensor.name == expected.name);
+            let finding = match found {
+                Some(tensor) => self.misshapen(expected, tensor),
+                None if expected.constant && !has_constants => None,
+                None => Some(Finding::Missing {
+                    tensor: self.file_name(place, expected.name),
+                }),
+            };
+            // Parts of a stacked tensor are missing or misshapen together.
+            if let Some(finding) = finding
+                && named.insert(finding.name().to_owned())
+            {
+                all.push(finding);
+            }
+        }
+    }
+
+    fn misshapen(&self, expected: &Expected, tensor: &Named<'_>) -> Option<Finding> {
+        let parts = tensor.parts as u64;
+        let checked = expected.check(tensor.spec.shape(), self.detection.widths(), parts);
+        checked.err().map(|expected| Finding::Misshapen {
+            tensor: tensor.file.name().to_owned(),
+            shape: tensor.file.shape().to_vec(),
+            expected,
+        })
+    }
+
+    /// What the tensor would be called in the file.
+    fn file_name(&self, place: Place, name: &str) -> String {
+        let file = self.catalog.convention.file_name(place, name);
+        let name = file.map_or_else(|| format!("{place}{name}"), |file| file.name);
+        format!("{}{name}", self.catalog.prefix)
+    }
+
+    /// A patch embedding in the right form but with a number of channels that nobody has.
+    fn channels(&self, modules: Modules, all: &mut Vec<Finding>) {
+        let (Some(in_channels), Some(weight)) = (
+            self.detection.in_channels,
+            self.catalog.root_tensor(PATCH_EMBEDDING),
+        ) else {
+            return;
+        };
+        let known = detect::known_channels(modules);
+        let is_sound = self.detection.variant.is_none()
+            && self.detection.patch_embedding != PatchEmbedding::Missing;
+        if is_sound && !known.contains(&in_channels) {
+            all.push(Finding::Unfamiliar {
+                tensor: weight.name().to_owned(),
+                in_channels,
+                known,
+            });
+        }
+    }
+
+    fn unknown(&self, all: &mut Vec<Finding>) {
+        let mut seen = BTreeSet::new();
+        for (place, tensors) in &self.catalog.places {
+            let expected: BTreeSet<&str> = match place {
+                Place::Block(list, index) => {
+                    let list = self.layout.list(*list);
+                    let list =
+                        list.filter(|layout| layout.list == List::Main || *index < layout.count);
+                    list.into_iter()
+                        .flat_map(|layout| layout.tensors(*index))
+                        .map(|expected| expected.name)
+                        .collect()
+                }
+                Place::Root => self.layout.root().map(|expected| expected.name).collect(),
+            };
+            let is_known = |tensor: &Named<'_>| {
+                let name = tensor.name.as_str();
+                let weight = names::attached_to(name);
+                tensor.known
+                    && (expected.contains(name)
+                        || weight.is_some_and(|weight| expected.contains(weight.as_str()))
+                        || (*place == Place::Root && name == SCALED_FLAG))
+            };
+            for tensor in tensors.iter().filter(|tensor| !is_known(tensor)) {
+                if seen.insert(tensor.file.name()) {
+                    all.push(Finding::Unknown {
+                        tensor: tensor.file.name().to_owned(),
+                    });
+                }
+            }
+        }
+        all.extend(self.catalog.outside.iter().map(|tensor| Finding::Unknown {
+            tensor: tensor.name().to_owned(),
+        }));
+    }
+}

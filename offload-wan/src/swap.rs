@@ -1,0 +1,497 @@
+//! The options of the original block swap, and what each does here.
+//!
+//! A budget is the better way: then the planner chooses, and knows what a block costs. These options say it by hand.
+//!
+//! | option | effect |
+//! |---|---|
+//! | `blocks_to_swap` | so many main blocks are fetched at each visit; all others stay |
+//! | `which` | those: spread over the pass, so that copies hide between residents, or the last, as the original |
+//! | `offload_txt_emb`, `offload_img_emb` | the text embedding, the image embedding is fetched at each visit too |
+//! | `use_non_blocking` | what is fetched waits in memory of its own, which a device can page-lock, instead of being read from its file through a ring of buffers at each visit: faster, and takes its bytes of RAM |
+//! | `vace_blocks_to_swap` | so many VACE blocks too; 0: the same share of them as of the main blocks |
+//! | `prefetch_blocks` | the window has places for so many fetched blocks beside the one that computes; 0: the planner chooses |
+//! | `block_swap_debug` | tells through `tracing` what is done, in the original's words |
+//!
+//! In a pair of experts each has its own blocks, and each count is that of each expert.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use offload_core::executor::{Settings, Span};
+use offload_core::model::Residency;
+use offload_core::plan::{Budget, Plan, PlanError};
+use offload_core::source::{Source, SourceError};
+use offload_core::swappable::{Swappable, TensorSpec};
+use serde::{Deserialize, Serialize};
+
+use crate::block::WanBlock;
+use crate::detect::Expert;
+use crate::passes::WanModel;
+use crate::transformer::Part;
+
+/// Which of the main blocks are swapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Which {
+    /// Evenly over the pass.
+    #[default]
+    Spread,
+    /// The last, as the original does.
+    Last,
+}
+
+/// The most `prefetch_blocks` that the original takes.
+pub const MOST_PREFETCH: u32 = 40;
+
+/// The original's options. See the table in the crate's source, or each field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BlockSwap {
+    /// Main blocks that are fetched at each visit, 0 to all of them.
+    pub blocks_to_swap: u64,
+    /// Which ones.
+    pub which: Which,
+    /// Fetch the text embedding too.
+    pub offload_txt_emb: bool,
+    /// Fetch the image embedding too, where there is one.
+    pub offload_img_emb: bool,
+    /// Keep what is fetched in memory of its own, which a device can page-lock.
+    pub use_non_blocking: bool,
+    /// VACE blocks that are fetched; 0: as large a share as of the main blocks.
+    pub vace_blocks_to_swap: u64,
+    /// Fetched blocks that the window holds beside the one that computes; 0: the planner chooses.
+    pub prefetch_blocks: u32,
+    /// Tell what is done through `tracing`.
+    pub block_swap_debug: bool,
+}
+
+impl Default for BlockSwap {
+    /// The original's defaults, but for `which`.
+    fn default() -> Self {
+        Self {
+            blocks_to_swap: 20,
+            which: Which::Spread,
+            offload_txt_emb: false,
+            offload_img_emb: false,
+            use_non_blocking: false,
+            vace_blocks_to_swap: 0,
+            prefetch_blocks: 0,
+            block_swap_debug: false,
+        }
+    }
+}
+
+/// Why options do not fit a model.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum SwapError {
+    /// A number is out of its range.
+    #[error("cannot take {option} {value}: this model takes {option} from 0 to {most}")]
+    OutOfRange {
+        /// The option.
+        option: &'static str,
+        /// The number.
+        value: u64,
+        /// The largest that is possible.
+        most: u64,
+    },
+    /// A setting is for a part that the model does not have.
+    #[error("{option} is set, but the model has no {part}")]
+    NoSuchPart {
+        /// The option.
+        option: &'static str,
+        /// What is missing.
+        part: &'static str,
+    },
+    /// No preset is called so.
+    #[error("`{name}` is no preset: there are 8gb, 12gb and 16gb")]
+    NoSuchPreset {
+        /// The name.
+        name: String,
+    },
+    /// What is to be kept in memory could not be read.
+    #[error("block {block} cannot be read")]
+    Source {
+        /// The block.
+        block: String,
+        /// Why.
+        #[source]
+        source: SourceError,
+    },
+    /// The blocks do not make a model.
+    #[error(transparent)]
+    Model(#[from] offload_core::model::ModelError),
+    /// No plan could be made.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+impl BlockSwap {
+    /// The original's advice for a card of so much memory, by name: `8gb`, `12gb` or `16gb`, as far as `wan` has blocks
+    /// and an image embedding. It takes no account of the model's size; [`recommended`](Self::recommended) asks the planner.
+    ///
+    /// # Errors
+    /// When there is no such preset.
+    pub fn preset(name: &str, wan: &WanModel) -> Result<Self, SwapError> {
+        let (blocks_to_swap, offload_txt_emb, offload_img_emb) = match name {
+            "8gb" => (25, true, true),
+            "12gb" => (15, true, false),
+            "16gb" => (0, false, false),
+            _ => {
+                return Err(SwapError::NoSuchPreset {
+                    name: name.to_owned(),
+                });
+            }
+        };
+        Ok(Self {
+            blocks_to_swap: wan.main_count().min(blocks_to_swap),
+            offload_txt_emb,
+            offload_img_emb: offload_img_emb && wan.has_image_embedding(),
+            ..Self::default()
+        })
+    }
+
+    /// The model with what these options say. It depends on the options alone, not on those that were applied before, so
+    /// applying them twice changes nothing more.
+    ///
+    /// # Errors
+    /// When a number is out of the model's range, an option is for a part that the model lacks, or, with
+    /// `use_non_blocking`, a file cannot be read.
+    pub fn apply(&self, wan: WanModel) -> Result<WanModel, SwapError> {
+        let swapped = self.swapped(&wan)?;
+        let mut model = wan.model.clone();
+        for index in 0..model.blocks().len() {
+            let residency = if swapped.contains(&index) {
+                Residency::Never
+            } else {
+                Residency::Always
+            };
+            model = model.with_residency(index, residency)?;
+        }
+        let mut wan = wan;
+        wan.model = model;
+        if self.use_non_blocking {
+            wan.hold(&swapped)?;
+        }
+        if self.block_swap_debug {
+            self.log(&wan, &swapped);
+        }
+        Ok(wan)
+    }
+
+    /// The settings with what these options say about the plan.
+    #[must_use]
+    pub fn settings(&self, settings: Settings) -> Settings {
+        Settings {
+            blocks_ahead: (self.prefetch_blocks > 0).then_some(self.prefetch_blocks),
+            ..settings
+        }
+    }
+
+    /// Indices of the blocks that are fetched.
+    fn swapped(&self, wan: &WanModel) -> Result<BTreeSet<usize>, SwapError> {
+        if self.prefetch_blocks > MOST_PREFETCH {
+            return Err(SwapError::OutOfRange {
+                option: "prefetch_blocks",
+                value: self.prefetch_blocks.into(),
+                most: MOST_PREFETCH.into(),
+            });
+        }
+        let mut swapped = BTreeSet::new();
+        let experts = [None, Some(Expert::High), Some(Expert::Low)];
+        for expert in experts {
+            let of = |is: fn(Part) -> bool| -> Vec<usize> {
+                let indices = wan.indices(is).into_iter();
+                indices
+                    .filter(|index| wan.part(*index).1 == expert)
+                    .collect()
+            };
+            let main = of(|part| matches!(part, Part::Main(_)));
+            if main.is_empty() {
+                continue;
+            }
+            let vace = of(|part| matches!(part, Part::Vace(_)));
+            let main_count = checked("blocks_to_swap", self.blocks_to_swap, main.len())?;
+            if vace.is_empty() && self.vace_blocks_to_swap > 0 {
+                return Err(SwapError::NoSuchPart {
+                    option: "vace_blocks_to_swap",
+                    part: "VACE blocks",
+                });
+            }
+            let vace_count =
+                match checked("vace_blocks_to_swap", self.vace_blocks_to_swap, vace.len())? {
+                    0 => (main_count * vace.len()).div_ceil(main.len()),
+                    count => count,
+                };
+            swapped.extend(self.pick(&main, main_count));
+            swapped.extend(self.pick(&vace, vace_count));
+            // Injectors and fuser blocks go with the main blocks that they run after.
+            let follows = |index: &usize| {
+                let before = main.iter().rev().find(|main| *main < index);
+                before.is_some_and(|main| swapped.contains(main))
+            };
+            let sides = of(|part| matches!(part, Part::Injector(_) | Part::Fuser(_)));
+            let sides: Vec<usize> = sides.into_iter().filter(follows).collect();
+            swapped.extend(sides);
+        }
+        for (option, is_set, part) in [
+            ("offload_txt_emb", self.offload_txt_emb, "text_embedding"),
+            ("offload_img_emb", self.offload_img_emb, "img_emb"),
+        ] {
+            if is_set {
+                let groups = wan.indices(|known| known == Part::Group(part));
+                if groups.is_empty() {
+                    return Err(SwapError::NoSuchPart { option, part });
+                }
+                swapped.extend(groups);
+            }
+        }
+        Ok(swapped)
+    }
+
+    /// `count` of `blocks`.
+    fn pick(&self, blocks: &[usize], count: usize) -> Vec<usize> {
+        let picked = |nth: usize| match self.which {
+            Which::Last => blocks[blocks.len() - count + nth],
+            // The gaps are equal, also from one pass to the next.
+            Which::Spread => blocks[nth * blocks.len() / count],
+        };
+        (0..count).map(picked).collect()
+    }
+
+    /// The options with which `wan` leaves `reserve_bytes` of a card of `card_bytes` free, fetching as few blocks as will
+    /// do; the planner says what they take. `None` if it does not fit even with all blocks fetched.
+    ///
+    /// `reserve_bytes` is for the context, the engine's activations and whatever else is on the card.
+    ///
+    /// # Errors
+    /// When the planner refuses the model.
+    pub fn recommended(
+        wan: &WanModel,
+        settings: &Settings,
+        card_bytes: u64,
+        reserve_bytes: u64,
+    ) -> Result<Option<Recommended>, SwapError> {
+        let budget_bytes = card_bytes.saturating_sub(reserve_bytes);
+        let most = wan.main_count();
+        let with = |blocks_to_swap: u64, offload: bool| -> Result<Recommended, SwapError> {
+            let options = Self {
+                blocks_to_swap,
+                offload_txt_emb: offload,
+                offload_img_emb: offload && wan.has_image_embedding(),
+                // Copies hide behind computing only if one block can arrive meanwhile.
+                prefetch_blocks: u32::from(blocks_to_swap > 0),
+                ..Self::default()
+            };
+            let swapped = options.apply(wan.clone())?;
+            let settings = options.settings(settings.clone());
+            let workload = settings.workload(swapped.model(), true);
+            let plan = settings.plan(&workload, Budget::Least)?;
+            Ok(Recommended { options, plan })
+        };
+        let fits = |recommended: &Recommended| recommended.plan.arena_bytes <= budget_bytes;
+        // What is fetched needs a window, so that none may take less than one; from one on, more take less.
+        let none = with(0, false)?;
+        if fits(&none) {
+            return Ok(Some(none));
+        }
+        for offload in [false, true] {
+            let last = with(most, offload)?;
+            if !fits(&last) {
+                continue;
+            }
+            let (mut low, mut high, mut best) = (1, most, last);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                let tried = with(middle, offload)?;
+                if fits(&tried) {
+                    (high, best) = (middle, tried);
+                } else {
+                    low = middle + 1;
+                }
+            }
+            return Ok(Some(best));
+        }
+        Ok(None)
+    }
+
+    /// What the original says, in its words and order.
+    fn log(&self, wan: &WanModel, swapped: &BTreeSet<usize>) {
+        let main = wan.indices(|part| matches!(part, Part::Main(_)));
+        let numbers = |is_swapped: bool| -> Vec<u64> {
+            let chosen = main
+                .iter()
+                .filter(|index| swapped.contains(index) == is_swapped);
+            let parts = chosen.map(|index| match wan.part(*index).0 {
+                Part::Main(number) => number,
+                part => unreachable!("{part:?} is no main block"),
+            });
+            parts.collect()
+        };
+        let (kept, moved) = (numbers(false), numbers(true));
+        tracing::info!("[BlockSwap] Using LAZY LOADING - blocks loaded directly to target device");
+        tracing::info!("[BlockSwap] Total blocks: {}", main.len());
+        tracing::info!("[BlockSwap] Keeping on GPU: {}", ranges(&kept));
+        tracing::info!("[BlockSwap] Offloading to CPU: {}", ranges(&moved));
+        for (is_set, name) in [
+            (self.offload_txt_emb, "text_embedding"),
+            (self.offload_img_emb, "img_emb"),
+        ] {
+            if is_set {
+                tracing::info!("[BlockSwap] Offloaded {name} to CPU");
+            }
+        }
+        let vace = wan.indices(|part| matches!(part, Part::Vace(_)));
+        if !vace.is_empty() {
+            let moved = vace.iter().filter(|index| swapped.contains(index)).count();
+            tracing::info!("[BlockSwap] VACE: {moved}/{} blocks offloaded", vace.len());
+        }
+        tracing::info!("[BlockSwap] GPU blocks: {}", kept.len());
+        tracing::info!("[BlockSwap] CPU blocks: {}", moved.len());
+    }
+
+    /// Tells through `tracing`, if `block_swap_debug` is set, what each fetched visit of `spans` took: times of the
+    /// device, not of the host. Nothing is ever copied back, so there is no time for that.
+    pub fn log_spans(&self, spans: &[Span]) {
+        if !self.block_swap_debug {
+            return;
+        }
+        for upload in spans.iter().filter(|span| span.stage == "upload") {
+            let took = |stage: &str| -> f64 {
+                let of_visit = spans.iter().filter(|span| {
+                    (span.stage, &span.block, span.pass) == (stage, &upload.block, upload.pass)
+                });
+                of_visit.map(|span| span.end_s - span.begin_s).sum()
+            };
+            tracing::info!(
+                "[BlockSwap] Block {} pass {}: transfer_time={:.4}s, decode_time={:.4}s, stall_time={:.4}s, compute_time={:.4}s",
+                upload.block,
+                upload.pass,
+                took("upload"),
+                took("decode"),
+                took("stall"),
+                took("compute")
+            );
+        }
+    }
+}
+
+/// Options and the plan that they make.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Recommended {
+    /// The options.
+    pub options: BlockSwap,
+    /// What the planner makes of them.
+    pub plan: Plan,
+}
+
+fn checked(option: &'static str, value: u64, count: usize) -> Result<usize, SwapError> {
+    match usize::try_from(value) {
+        Ok(wanted) if wanted <= count => Ok(wanted),
+        _ => Err(SwapError::OutOfRange {
+            option,
+            value,
+            most: count as u64,
+        }),
+    }
+}
+
+/// `blocks 0-3, 5, 7-9`; `no blocks` where the original counts backwards.
+fn ranges(numbers: &[u64]) -> String {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for &number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    if runs.is_empty() {
+        return "no blocks".to_owned();
+    }
+    let text = runs.iter().map(|(first, last)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    });
+    format!("blocks {}", text.collect::<Vec<_>>().join(", "))
+}
+
+impl WanModel {
+    /// Main blocks, of each expert.
+    fn main_count(&self) -> u64 {
+        let of_first = |index: &usize| self.part(*index).1 != Some(Expert::Low);
+        let main = self.indices(|part| matches!(part, Part::Main(_)));
+        main.into_iter().filter(of_first).count() as u64
+    }
+
+    fn has_image_embedding(&self) -> bool {
+        !self
+            .indices(|part| part == Part::Group("img_emb"))
+            .is_empty()
+    }
+
+    /// Reads what `indices` hold into memory.
+    fn hold(&mut self, indices: &BTreeSet<usize>) -> Result<(), SwapError> {
+        let mut held = Vec::new();
+        for &index in indices {
+            let block = &self.model.blocks()[index];
+            let tensors: Result<Vec<TensorSpec>, SourceError> =
+                block.tensors().iter().map(in_memory).collect();
+            match tensors {
+                Ok(tensors) => {
+                    let block: Arc<dyn Swappable> = Arc::new(WanBlock::new(block.name(), tensors));
+                    held.push((index, block));
+                }
+                Err(source) => {
+                    return Err(SwapError::Source {
+                        block: block.name().to_owned(),
+                        source,
+                    });
+                }
+            }
+        }
+        for (index, block) in held {
+            self.model = self.model.clone().with_block(index, block)?;
+        }
+        Ok(())
+    }
+}
+
+/// The tensor with its bytes in memory. One that is only described stays so: it can be planned, not streamed.
+fn in_memory(tensor: &TensorSpec) -> Result<TensorSpec, SourceError> {
+    let Source::File { .. } = tensor.source() else {
+        return Ok(tensor.clone());
+    };
+    let len = usize::try_from(tensor.source().len()).expect("a tensor fits the address space");
+    let mut bytes = vec![0; len];
+    tensor.source().read(0, &mut bytes)?;
+    let held = tensor.clone().with_source(bytes::Bytes::from(bytes));
+    Ok(held.expect("as many bytes as were read"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_told_as_people_write_them() {
+        assert_eq!(ranges(&[]), "no blocks");
+        assert_eq!(ranges(&[4]), "blocks 4");
+        assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), "blocks 0-2, 5, 7-8");
+    }
+
+    #[test]
+    fn spread_blocks_have_equal_gaps_and_last_ones_none() {
+        let blocks: Vec<usize> = (10..18).collect();
+        let pick = |which, count| {
+            BlockSwap {
+                which,
+                ..BlockSwap::default()
+            }
+            .pick(&blocks, count)
+        };
+        assert_eq!(pick(Which::Spread, 4), [10, 12, 14, 16]);
+        assert_eq!(pick(Which::Last, 3), [15, 16, 17]);
+        assert_eq!(pick(Which::Spread, 0), [0; 0]);
+    }
+}

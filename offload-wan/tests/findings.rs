@@ -1,0 +1,223 @@
+//! A checkpoint with one tensor missing, misshapen or unknown is still what it is, and the report names the tensor.
+
+mod support;
+
+use offload_wan::{Checkpoint, Finding, Naming, Recipe, SynthesizeSpec, Variant};
+use support::{Shaped, described};
+
+fn open(tensors: &[Shaped]) -> Checkpoint {
+    Checkpoint::from_tensors(described(tensors)).expect("names are unique")
+}
+
+/// Every published variant in each convention that it has, at an eighth of its widths.
+fn everything() -> Vec<(Variant, Naming, Vec<Shaped>)> {
+    let mut all = Vec::new();
+    for &variant in Variant::ALL {
+        for &naming in Naming::ALL {
+            let spec = SynthesizeSpec {
+                naming,
+                ..SynthesizeSpec::of_variant(variant, Recipe::BF16, 8, 0).expect("has a size")
+            };
+            let Ok(tensors) = spec.describe() else {
+                assert_ne!(naming, Naming::Native, "{variant}");
+                continue;
+            };
+            let shaped = tensors.iter().map(|tensor| {
+                let name = format!("model.diffusion_model.{}", tensor.name());
+                (name, tensor.shape().to_vec())
+            });
+            all.push((variant, naming, shaped.collect()));
+        }
+    }
+    assert_eq!(all.len(), 25 + 16 + 1);
+    all
+}
+
+/// One tensor of each kind: of the first and last block of each list, and all outside.
+fn representatives(tensors: &[Shaped]) -> Vec<usize> {
+    let mut seen = std::collections::BTreeSet::new();
+    let kind = |name: &str| -> String {
+        let parts = name.split('.').map(|part| match part.parse::<u32>() {
+            Ok(_) => "{}",
+            Err(_) => part,
+        });
+        parts.collect::<Vec<_>>().join(".")
+    };
+    (0..tensors.len())
+        .filter(|&index| seen.insert(kind(&tensors[index].0)))
+        .collect()
+}
+
+/// Whether two names may both be said, the older first.
+fn is_named(checkpoint: &Checkpoint, variant: Variant) -> bool {
+    let detection = checkpoint.detection();
+    let named = detection.variant.iter().chain(&detection.alternatives);
+    named.copied().any(|found| found == variant)
+}
+
+#[test]
+fn a_missing_tensor_is_named_and_the_variant_still_told() {
+    for (variant, naming, tensors) in everything() {
+        assert_eq!(open(&tensors).findings(), [], "{variant} {naming}");
+        for index in representatives(&tensors) {
+            let mut lacking = tensors.clone();
+            let (name, _) = lacking.remove(index);
+            let checkpoint = open(&lacking);
+            // Without it this is another model, and a whole one: nothing but the file's name could tell.
+            if name.ends_with("img_emb.emb_pos") || name.ends_with("pos_embed") {
+                assert_eq!(checkpoint.findings(), []);
+                let said = checkpoint.taken_for(variant).findings();
+                assert_eq!(said[0].name(), name);
+                continue;
+            }
+            let findings = checkpoint.findings();
+            assert_eq!(
+                findings,
+                [Finding::Missing {
+                    tensor: name.clone()
+                }],
+                "{variant} {naming}"
+            );
+            assert!(
+                is_named(&checkpoint, variant),
+                "{variant} {naming} without {name}"
+            );
+            let error = checkpoint.model().expect_err("is not whole").to_string();
+            assert!(error.contains(&name), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_misshapen_tensor_is_named_and_no_other() {
+    for (variant, naming, tensors) in everything() {
+        for index in representatives(&tensors) {
+            let mut wrong = tensors.clone();
+            let (name, shape) = &mut wrong[index];
+            // One more axis: no width explains it.
+            shape.insert(0, 2);
+            let (name, shape) = (name.clone(), shape.clone());
+            let checkpoint = open(&wrong);
+            let findings = checkpoint.findings();
+            let [
+                Finding::Misshapen {
+                    tensor,
+                    shape: found,
+                    ..
+                },
+            ] = &findings[..]
+            else {
+                panic!("{variant} {naming} {name}: {findings:?}");
+            };
+            assert_eq!((tensor, found), (&name, &shape), "{variant} {naming}");
+            assert!(
+                is_named(&checkpoint, variant),
+                "{variant} {naming} with {name}"
+            );
+            assert!(checkpoint.model().is_err());
+        }
+    }
+}
+
+#[test]
+fn an_unknown_tensor_is_named_and_kept() {
+    for (variant, naming, mut tensors) in everything() {
+        let unknown = [
+            "model.diffusion_model.blocks.1.self_attn.lora.weight",
+            "model.diffusion_model.head.lora.weight",
+            "model.diffusion_model.lora.weight",
+            "first_stage_model.conv.weight",
+        ];
+        for name in unknown {
+            tensors.push((name.to_owned(), vec![8]));
+        }
+        let checkpoint = open(&tensors);
+        let mut found = checkpoint.unknown();
+        found.sort();
+        let mut expected = unknown.map(str::to_owned);
+        expected.sort();
+        assert_eq!(found, expected, "{variant} {naming}");
+        assert!(is_named(&checkpoint, variant), "{variant} {naming}");
+        let model = checkpoint.model().expect("is whole all the same");
+        let block = model
+            .blocks()
+            .iter()
+            .find(|block| block.name() == "blocks.1");
+        let kept = block.expect("is there").tensors().iter();
+        assert_eq!(
+            kept.filter(|tensor| tensor.name().contains("lora")).count(),
+            1
+        );
+    }
+}
+
+#[test]
+fn all_findings_come_at_once() {
+    let (_, _, mut tensors) = everything().swap_remove(0);
+    tensors
+        .retain(|(name, _)| !name.contains("blocks.3.ffn") && !name.contains("text_embedding.2"));
+    tensors[7].1 = vec![3];
+    tensors.push(("model.diffusion_model.extra".to_owned(), vec![1]));
+    let checkpoint = open(&tensors);
+    let findings = checkpoint.findings();
+    assert_eq!(findings.len(), 4 + 2 + 1 + 1, "{findings:?}");
+    let error = checkpoint.model().expect_err("is not whole").to_string();
+    assert!(error.contains("and 2 more"), "{error}");
+    assert_eq!(error.lines().count(), 1);
+}
+
+#[test]
+fn published_widths_leave_no_number_open() {
+    let variant = Variant::from_name("wan2.1-t2v-1.3b").unwrap();
+    let spec = SynthesizeSpec::of_variant(variant, Recipe::BF16, 1, 0).unwrap();
+    let tensors = spec.describe().unwrap();
+    let mut shaped: Vec<Shaped> = tensors
+        .iter()
+        .map(|tensor| (tensor.name().to_owned(), tensor.shape().to_vec()))
+        .collect();
+    let text = shaped
+        .iter_mut()
+        .find(|(name, _)| name == "text_embedding.0.weight")
+        .unwrap();
+    text.1[1] = 4097;
+    let findings = open(&shaped).findings();
+    assert_eq!(
+        findings,
+        [Finding::Misshapen {
+            tensor: "text_embedding.0.weight".to_owned(),
+            shape: vec![1536, 4097],
+            expected: "[1536, 4096]".to_owned()
+        }]
+    );
+}
+
+#[test]
+fn what_was_decided_says_by_what() {
+    let (variant, _, tensors) = everything().swap_remove(0);
+    let checkpoint = open(&tensors);
+    let decision = |checkpoint: &Checkpoint, what: &str| {
+        let decided = checkpoint.detection().decided_by.iter();
+        let found = decided.clone().find(|decision| decision.what == what);
+        found.map(|decision| format!("{} by {}", decision.value, decision.by))
+    };
+    assert_eq!(
+        decision(&checkpoint, "prefix").unwrap(),
+        "model.diffusion_model. by 825 names begin with it"
+    );
+    assert_eq!(
+        decision(&checkpoint, "variant").unwrap(),
+        "wan2.1-t2v-1.3b by 16 channels in, 30 blocks"
+    );
+    let taken = checkpoint.taken_for(Variant::from_name("wan2.1-vace-1.3b").unwrap());
+    assert_eq!(
+        decision(&taken, "variant").unwrap(),
+        "wan2.1-vace-1.3b by the caller"
+    );
+    assert!(
+        taken
+            .findings()
+            .iter()
+            .any(|finding| finding.name().contains("vace_patch_embedding"))
+    );
+    assert_ne!(taken.detection().variant, Some(variant));
+}

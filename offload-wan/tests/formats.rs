@@ -1,0 +1,278 @@
+//! What files have beside plain tensors: scales, folders, names that tell, encoders.
+
+mod support;
+
+use std::fs;
+
+use offload_core::model::Residency;
+use offload_wan::{
+    Checkpoint, Expert, Family, LayoutError, Naming, Recipe, Scaling, SynthesizeSpec, Variant,
+    synthesize,
+};
+use support::{Recorded, Shaped, described};
+use tempfile::TempDir;
+
+fn open(tensors: &[Shaped]) -> Checkpoint {
+    Checkpoint::from_tensors(described(tensors)).expect("names are unique")
+}
+
+#[test]
+fn scales_are_found_attached_and_no_unknown_tensors() {
+    let dir = TempDir::new().expect("can be made");
+    for (family, recipe, scaling, per_block) in [
+        (Family::T2v21, Recipe::F8, Scaling::PlainFp8, 0),
+        (Family::I2v21, Recipe::F8Scaled, Scaling::ScaledFp8, 12),
+        (Family::T2v21, Recipe::F8Mixed, Scaling::Mixed, 20),
+        // Of seven weights: q, k and v are one, and so are k and v.
+        (Family::LongCat, Recipe::Int8, Scaling::Int8, 8),
+    ] {
+        let spec = SynthesizeSpec {
+            family,
+            recipe,
+            block_count: 2,
+            dim: 128,
+            ffn_dim: 256,
+            ..SynthesizeSpec::default()
+        };
+        let path = dir.path().join("made.safetensors");
+        synthesize(&spec, &path).expect("can be written");
+        let checkpoint = Checkpoint::open(&path).expect("is sound");
+        assert_eq!(checkpoint.detection().scaling, Some(scaling));
+        assert_eq!(checkpoint.findings(), [], "{recipe:?}");
+        assert_eq!(checkpoint.attached().len(), 2 * per_block, "{recipe:?}");
+        for (tensor, weight) in checkpoint.attached() {
+            let owner = weight.rsplit_once('.').expect("is in a module").0;
+            assert!(tensor.starts_with(owner), "{tensor} of {weight}");
+        }
+        // Each weight that has a scale carries it.
+        let model = checkpoint.model().expect("is whole");
+        let tensors = || model.blocks().iter().flat_map(|block| block.tensors());
+        let named = tensors()
+            .filter(|tensor| tensor.name().ends_with("weight_scale"))
+            .count();
+        let scaled = tensors().filter(|tensor| tensor.scale().is_some()).count();
+        assert_eq!(scaled, named, "{recipe:?}");
+        assert_eq!(scaled > 0, recipe != Recipe::F8);
+        for (_, weight) in checkpoint.attached() {
+            let tensor = checkpoint
+                .tensor(&weight)
+                .expect("can be read")
+                .expect("is there");
+            assert!(tensor.scale().is_some(), "{weight}");
+        }
+        if recipe == Recipe::Int8 {
+            // A factor for each of the rows that were stacked with others.
+            let mut keys = tensors().filter(|tensor| tensor.name() == "cross_attn.k.weight");
+            let scale = keys.next().and_then(|tensor| tensor.scale());
+            assert_eq!(scale.and_then(|scale| scale.numbers()), Some(128 * 128));
+        }
+    }
+}
+
+#[test]
+fn a_scale_that_fits_no_row_is_a_finding() {
+    let dir = TempDir::new().expect("can be made");
+    let mut tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    tensors.retain(|(name, _)| !name.starts_with("blocks.") || name.starts_with("blocks.0."));
+    tensors.push(("blocks.0.ffn.0.scale_weight".to_owned(), vec![3]));
+    let path = dir.path().join("model.safetensors");
+    // All of it fp8: only the encoding matters.
+    support::write_safetensors(&path, "F8_E4M3", &tensors);
+    let error = Checkpoint::open(&path).expect("is sound").model();
+    let error = error.expect_err("has a scale of three").to_string();
+    assert!(
+        error.contains("blocks.0.ffn.0.weight_scale has shape [3]"),
+        "{error}"
+    );
+}
+
+#[test]
+fn every_style_of_scale_has_one_name_in_the_block() {
+    let mut tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    for (name, shape) in [
+        ("blocks.0.ffn.0.scale_weight", vec![1]),
+        ("blocks.0.ffn.0.scale_input", vec![1]),
+        ("blocks.1.ffn.0.weight_scale", vec![]),
+        ("blocks.1.ffn.0.weight_scale_2", vec![]),
+        ("blocks.1.ffn.0.input_scale", vec![]),
+        ("blocks.1.ffn.0.comfy_quant", vec![20]),
+        ("text_embedding.0.scale_weight", vec![1]),
+        ("scaled_fp8", vec![0]),
+    ] {
+        tensors.push((name.to_owned(), shape));
+    }
+    let checkpoint = open(&tensors);
+    assert_eq!(checkpoint.findings(), []);
+    assert_eq!(checkpoint.attached().len(), 7);
+    // A scale of no weight is one nobody knows.
+    tensors.push(("blocks.2.ffn.7.scale_weight".to_owned(), vec![1]));
+    assert_eq!(open(&tensors).unknown(), ["blocks.2.ffn.7.scale_weight"]);
+}
+
+#[test]
+fn names_of_files_tell_what_tensors_do_not() {
+    let dir = TempDir::new().expect("can be made");
+    let open = |family, path: &str| {
+        let spec = SynthesizeSpec {
+            family,
+            block_count: 40,
+            dim: 128,
+            ffn_dim: 128,
+            recipe: Recipe::Q8_0,
+            ..SynthesizeSpec::default()
+        };
+        let path = dir.path().join(path);
+        fs::create_dir_all(path.parent().expect("is in a folder")).expect("can be made");
+        synthesize(&spec, &path).expect("can be written");
+        Checkpoint::open(path).expect("is sound")
+    };
+    for (path, variant, alternative, expert) in [
+        ("model.gguf", "wan2.1-t2v-14b", "wan2.2-t2v-a14b", None),
+        (
+            "wan2.2_t2v_high_noise_14B.gguf",
+            "wan2.2-t2v-a14b",
+            "wan2.1-t2v-14b",
+            Some(Expert::High),
+        ),
+        (
+            "low_noise_model/model.gguf",
+            "wan2.2-t2v-a14b",
+            "wan2.1-t2v-14b",
+            Some(Expert::Low),
+        ),
+    ] {
+        let checkpoint = open(Family::T2v21, path);
+        let detection = checkpoint.detection();
+        assert_eq!(detection.variant, Variant::from_name(variant), "{path}");
+        assert_eq!(detection.alternatives[0].name(), alternative, "{path}");
+        assert_eq!(detection.expert, expert, "{path}");
+        let decision = detection
+            .decided_by
+            .iter()
+            .find(|one| one.what == "variant");
+        let by = &decision.expect("was decided").by;
+        assert_eq!(by.contains("file's name"), expert.is_some(), "{by}");
+    }
+    let i2v = open(Family::I2v21, "wan2.1_i2v_480p_14B.gguf");
+    assert_eq!(i2v.detection().resolution, Some("480p"));
+    // A name cannot make of a checkpoint what its tensors are not.
+    let vace = open(Family::Ti2v22, "wan2.1-t2v-14b.gguf");
+    assert_eq!(
+        vace.detection().variant.expect("is known").name(),
+        "wan2.2-ti2v"
+    );
+}
+
+#[test]
+fn folders_hold_one_model() {
+    let dir = TempDir::new().expect("can be made");
+    let folder = dir.path().join("transformer");
+    fs::create_dir(&folder).expect("can be made");
+    let error = Checkpoint::open(&folder).expect_err("is empty").to_string();
+    assert!(error.contains("holds 0 of the files"), "{error}");
+    let spec = SynthesizeSpec {
+        naming: Naming::Diffusers,
+        recipe: Recipe::BF16,
+        block_count: 2,
+        dim: 128,
+        ffn_dim: 128,
+        ..SynthesizeSpec::default()
+    };
+    synthesize(&spec, &folder).expect("can be written");
+    let checkpoint = Checkpoint::open(&folder).expect("is sound");
+    assert_eq!(checkpoint.findings(), []);
+    assert!(checkpoint.model().is_ok());
+    let index = folder.join("diffusion_pytorch_model.safetensors.index.json");
+    let of_index = Checkpoint::open(&index).expect("is sound");
+    assert_eq!(of_index.detection(), checkpoint.detection());
+    fs::copy(&index, folder.join("other.safetensors.index.json")).expect("can be copied");
+    let error = Checkpoint::open(&folder).expect_err("has two").to_string();
+    assert!(error.contains("holds 2 of the files"), "{error}");
+}
+
+/// Layers of an encoder whose names begin so, and what is outside them.
+fn encoder(layers: &str, inner: &[&str], outside: &[&str]) -> Vec<Shaped> {
+    let mut all: Vec<Shaped> = Vec::new();
+    for index in 0..3 {
+        for name in inner {
+            all.push((format!("{layers}{index}.{name}"), vec![64, 64]));
+        }
+    }
+    all.extend(
+        outside
+            .iter()
+            .map(|name| ((*name).to_owned(), vec![64, 64])),
+    );
+    all
+}
+
+#[test]
+fn layers_of_encoders_are_blocks() {
+    for (name, tensors) in [
+        (
+            "umt5",
+            encoder(
+                "encoder.block.",
+                &[
+                    "layer.0.SelfAttention.q.weight",
+                    "layer.1.DenseReluDense.wo.weight",
+                ],
+                &["shared.weight", "encoder.final_layer_norm.weight"],
+            ),
+        ),
+        (
+            "umt5",
+            encoder(
+                "blocks.",
+                &["attn.q.weight", "ffn.gate.0.weight", "norm1.weight"],
+                &["token_embedding.weight", "norm.weight"],
+            ),
+        ),
+        (
+            "umt5",
+            encoder(
+                "enc.blk.",
+                &["attn_q.weight", "ffn_gate.weight"],
+                &["token_embd.weight", "enc.output_norm.weight"],
+            ),
+        ),
+        (
+            "clip",
+            encoder(
+                "vision_model.encoder.layers.",
+                &["self_attn.q_proj.weight", "mlp.fc1.weight"],
+                &[
+                    "vision_model.embeddings.patch_embedding.weight",
+                    "visual_projection.weight",
+                ],
+            ),
+        ),
+        (
+            "clip",
+            encoder(
+                "visual.transformer.",
+                &["attn.to_qkv.weight", "mlp.0.weight"],
+                &["visual.patch_embedding.weight", "visual.head"],
+            ),
+        ),
+    ] {
+        let checkpoint = open(&tensors);
+        let detection = checkpoint.detection();
+        assert_eq!((detection.encoder, detection.variant), (Some(name), None));
+        assert_eq!(checkpoint.blocks().len(), 3);
+        let model = checkpoint.model().expect("is whole");
+        let names: Vec<&str> = model.blocks().iter().map(|block| block.name()).collect();
+        assert_eq!(
+            names,
+            ["embedding", "layers.0", "layers.1", "layers.2", "head"]
+        );
+        assert_eq!(model.residency(1), Residency::Planned);
+        assert_eq!(model.residency(0), Residency::Always);
+        let mut lacking = tensors.clone();
+        let (missing, _) = lacking.remove(3);
+        let Err(LayoutError::Incomplete { findings }) = open(&lacking).model() else {
+            panic!("{missing} is not missed");
+        };
+        assert_eq!(findings.0[0].name(), missing);
+    }
+}

@@ -1,0 +1,322 @@
+//! Models streamed on the CPU device: the bytes that arrive, again and again, and what both experts of a pair take.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use offload_core::cpu::CpuDevice;
+use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload};
+use offload_core::model::PassKind;
+use offload_core::plan::Form;
+use offload_core::testing::{Observed, Recorder};
+use offload_wan::{
+    BlockSwap, Checkpoint, Expert, Family, LayoutError, PassOptions, Recipe, SynthesizeSpec,
+    VaceOrder, WanModel, synthesize,
+};
+use tempfile::TempDir;
+
+fn small(family: Family) -> SynthesizeSpec {
+    SynthesizeSpec {
+        family,
+        block_count: 6,
+        dim: 128,
+        ffn_dim: 256,
+        recipe: Recipe::Q8_0,
+        ..SynthesizeSpec::default()
+    }
+}
+
+fn made(dir: &TempDir, name: &str, spec: &SynthesizeSpec) -> Checkpoint {
+    let path = dir.path().join(name);
+    synthesize(spec, &path).expect("can be written");
+    Checkpoint::open(path).expect("is sound")
+}
+
+type Device = Observed<CpuDevice, Recorder>;
+
+struct Rig {
+    device: Device,
+    offload: Offload<Device>,
+}
+
+impl Rig {
+    fn new(wan: &WanModel, budget: DeviceBudget) -> Self {
+        let device = Observed::new(CpuDevice::builder().poison(true).build(), Recorder::new());
+        let offload = Offload::builder(&device)
+            .model(wan.model().clone())
+            .arrival(ArrivalPolicy::STORED)
+            .remainder_below(512)
+            .device_budget(budget)
+            .build()
+            .expect("can be built");
+        Self { device, offload }
+    }
+
+    /// What arrives in a pass: a hash of each tensor's bytes, by block and name.
+    fn pass(&mut self, kind: PassKind) -> BTreeMap<String, u64> {
+        let stream = self.device.inner().inline_stream();
+        let mut pass = self.offload.pass(kind, &stream).expect("begins");
+        let mut seen = BTreeMap::new();
+        while let Some(lease) = pass.acquire().expect("arrives") {
+            for name in lease.tensor_names() {
+                let tensor = lease.tensor(name).expect("is demanded");
+                let bytes = tensor.host_bytes().expect("inline streams give bytes");
+                seen.insert(format!("{}.{name}", lease.name()), hash(bytes));
+            }
+        }
+        seen
+    }
+}
+
+/// Eight bytes at a time: some blocks have many.
+fn hash(bytes: &[u8]) -> u64 {
+    let words = bytes.chunks(8).map(|chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(word)
+    });
+    words.fold(bytes.len() as u64, |hash, word| {
+        (hash ^ word)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(29)
+    })
+}
+
+/// The same from the files.
+fn stored(wan: &WanModel) -> BTreeMap<String, u64> {
+    let mut all = BTreeMap::new();
+    for block in wan.model().blocks() {
+        for tensor in block.tensors() {
+            let mut bytes = vec![0; usize::try_from(tensor.source().len()).expect("is small")];
+            tensor.source().read(0, &mut bytes).expect("can be read");
+            all.insert(format!("{}.{}", block.name(), tensor.name()), hash(&bytes));
+        }
+    }
+    all
+}
+
+fn wan(checkpoint: &Checkpoint, vace: VaceOrder) -> WanModel {
+    let options = PassOptions {
+        vace,
+        ..PassOptions::default()
+    };
+    WanModel::new(checkpoint, &options).expect("is whole")
+}
+
+#[test]
+fn every_family_arrives_whole_and_a_second_run_is_the_first() {
+    let dir = TempDir::new().expect("can be made");
+    for family in [
+        Family::T2v21,
+        Family::I2v21,
+        Family::Flf2v21,
+        Family::Vace21,
+        Family::S2v22,
+        Family::Animate22,
+        Family::FunControl22,
+        Family::FunCamera21,
+        Family::Humo,
+        Family::Scail2,
+        Family::LongCat,
+    ] {
+        let checkpoint = made(&dir, "model.gguf", &small(family));
+        let wan = wan(&checkpoint, VaceOrder::Interleaved);
+        let expected = stored(&wan);
+        let mut rig = Rig::new(&wan, DeviceBudget::Least);
+        let streamed = |form: &Form| *form == Form::Streamed;
+        assert!(
+            rig.offload
+                .plan()
+                .blocks
+                .iter()
+                .any(|block| streamed(&block.form))
+        );
+        // A run, its loop, and a run after the device was given away and taken back twice.
+        for _ in 0..3 {
+            assert_eq!(rig.pass(PassKind::FULL), expected, "{}", family.name());
+        }
+        for _ in 0..2 {
+            rig.offload.suspend().expect("waits");
+            rig.offload.suspend().expect("is suspended already");
+            rig.offload.resume().expect("loads");
+            rig.offload.resume().expect("is back already");
+            assert_eq!(rig.pass(PassKind::FULL), expected, "{}", family.name());
+        }
+        drop(rig);
+        // A second one of the same model.
+        let mut again = Rig::new(&wan, DeviceBudget::Least);
+        assert_eq!(again.pass(PassKind::FULL), expected, "{}", family.name());
+    }
+}
+
+#[test]
+fn vace_orders_bring_the_same_and_block_0_its_extra_tensors() {
+    let dir = TempDir::new().expect("can be made");
+    let checkpoint = made(&dir, "model.gguf", &small(Family::Vace21));
+    let mut seen = [VaceOrder::Interleaved, VaceOrder::AllFirst]
+        .map(|order| Rig::new(&wan(&checkpoint, order), DeviceBudget::Least).pass(PassKind::FULL));
+    assert_eq!(seen[0], seen[1]);
+    assert!(seen[0].remove("vace_blocks.0.before_proj.weight").is_some());
+    assert!(seen[0].remove("vace_blocks.0.before_proj.bias").is_some());
+    assert!(!seen[0].contains_key("vace_blocks.1.before_proj.weight"));
+    assert!(seen[0].contains_key("vace_blocks.1.after_proj.weight"));
+    let off = Rig::new(&wan(&checkpoint, VaceOrder::Off), DeviceBudget::Least).pass(PassKind::FULL);
+    assert!(off.keys().all(|name| !name.contains("vace")));
+}
+
+#[test]
+fn opening_and_building_take_what_the_plan_says_and_no_more() {
+    let dir = TempDir::new().expect("can be made");
+    let checkpoint = made(&dir, "model.gguf", &small(Family::I2v21));
+    let wan = wan(&checkpoint, VaceOrder::Interleaved);
+    let swap = BlockSwap {
+        blocks_to_swap: 4,
+        ..BlockSwap::default()
+    };
+    let swapped = swap.apply(wan.clone()).expect("is in range");
+    for (wan, budget) in [(&wan, DeviceBudget::Least), (&swapped, DeviceBudget::Least)] {
+        let rig = Rig::new(wan, budget);
+        let (plan, counts) = (rig.offload.plan(), rig.device.observer().counts());
+        assert_eq!(counts.arenas, 1);
+        assert_eq!(counts.largest_arena_bytes, plan.arena_bytes);
+        assert!(plan.arena_bytes <= plan.budget_bytes);
+        let high_water = rig.offload.counters().high_water_bytes();
+        assert!(high_water <= plan.high_water_bytes);
+        // What is streamed was not loaded first: only what stays was uploaded.
+        let streamed: u64 = plan
+            .blocks
+            .iter()
+            .zip(wan.model().blocks())
+            .filter(|(plan, _)| plan.form == Form::Streamed)
+            .flat_map(|(_, block)| block.tensors())
+            .filter(|tensor| tensor.source().len() >= 512)
+            .map(|tensor| tensor.source().len())
+            .sum();
+        let all: u64 = wan
+            .model()
+            .blocks()
+            .iter()
+            .flat_map(|block| block.tensors())
+            .map(|tensor| tensor.source().len())
+            .sum();
+        assert!(streamed > 0 && counts.upload_bytes <= all - streamed + 4096);
+    }
+}
+
+fn pair(dir: &TempDir) -> (Checkpoint, Checkpoint) {
+    let expert = |name: &str, seed| {
+        let spec = SynthesizeSpec {
+            seed,
+            ..small(Family::T2v22)
+        };
+        made(dir, name, &spec)
+    };
+    (
+        expert("t2v_high_noise.gguf", 1),
+        expert("t2v_low_noise.gguf", 2),
+    )
+}
+
+#[test]
+fn both_experts_stay_within_one_budget() {
+    let dir = TempDir::new().expect("can be made");
+    let (high, low) = pair(&dir);
+    assert_eq!(high.detection().expert, Some(Expert::High));
+    let options = PassOptions {
+        steps: 6,
+        high_steps: Some(2),
+        ..PassOptions::default()
+    };
+    let wan = WanModel::pair(&high, &low, None, &options).expect("are a pair");
+    assert_eq!(wan.boundary(), Some(0.875));
+    let expert = |timestep| wan.expert_at(timestep);
+    assert_eq!(expert(875.0), Some(Expert::High));
+    assert_eq!(expert(874.9), Some(Expert::Low));
+    let alone = |checkpoint: &Checkpoint| {
+        let wan = self::wan(checkpoint, VaceOrder::Off);
+        let rig = Rig::new(&wan, DeviceBudget::LeaveFree(0));
+        rig.offload.plan().arena_bytes
+    };
+    // Less than the two take apart.
+    let budget = (alone(&high) + alone(&low)) * 8 / 10;
+    let mut rig = Rig::new(&wan, DeviceBudget::Bytes(budget));
+    assert!(rig.offload.plan().arena_bytes <= budget);
+    let expected = stored(&wan);
+    let kind = |expert| wan.step(Some(expert), true)[0].kind;
+    for _run in 0..2 {
+        for (expert, steps) in [(Expert::High, 2), (Expert::Low, 4)] {
+            for _ in 0..steps {
+                let seen = rig.pass(kind(expert));
+                let prefix = format!("{}.", expert.name());
+                let own = expected
+                    .iter()
+                    .filter(|(name, _)| name.starts_with(&prefix));
+                assert!(seen.iter().eq(own), "{expert:?}");
+            }
+        }
+    }
+    let counts = rig.device.observer().counts();
+    assert_eq!(
+        (counts.arenas, counts.largest_arena_bytes <= budget),
+        (1, true)
+    );
+    let change = wan.expert_change(rig.offload.plan()).expect("is a pair");
+    assert_eq!(change.moved_bytes, 0);
+    assert_eq!(change.arena_bytes, rig.offload.plan().arena_bytes);
+    assert!(change.unhinted_s >= 0.0);
+    // How often each is used is what the planner weighs.
+    let shares: Vec<f64> = wan
+        .model()
+        .kinds()
+        .iter()
+        .map(|kind| kind.share())
+        .collect();
+    assert_eq!(shares, [2.0, 4.0]);
+}
+
+#[test]
+fn boundaries_are_the_variants_or_given() {
+    let dir = TempDir::new().expect("can be made");
+    let of = |family, given| {
+        let make = |name: &str| made(&dir, name, &small(family));
+        let (one, other) = (make("one.gguf"), make("other.gguf"));
+        WanModel::pair(&one, &other, given, &PassOptions::default()).map(|wan| wan.boundary())
+    };
+    assert_eq!(of(Family::T2v22, None).expect("are a pair"), Some(0.875));
+    assert_eq!(of(Family::I2v22, None).expect("are a pair"), Some(0.900));
+    assert_eq!(of(Family::T2v22, Some(0.5)).expect("are a pair"), Some(0.5));
+    let error = of(Family::T2v22, Some(875.0))
+        .expect_err("is no part")
+        .to_string();
+    assert!(error.contains("between 0 and 1"), "{error}");
+    let error = of(Family::Ti2v22, None)
+        .expect_err("is one model")
+        .to_string();
+    assert!(error.contains("wan2.2-ti2v is no pair"), "{error}");
+}
+
+#[test]
+fn what_is_no_pair_is_refused() {
+    let dir = TempDir::new().expect("can be made");
+    let (high, low) = pair(&dir);
+    let refused = |high: &Checkpoint, low: &Checkpoint| {
+        let error = WanModel::pair(high, low, None, &PassOptions::default());
+        let error = error.expect_err("are no pair");
+        assert!(matches!(error, LayoutError::NoPair { .. }), "{error}");
+        error.to_string()
+    };
+    assert!(refused(&high, &high).contains("cannot be both"));
+    assert!(refused(&low, &high).contains("the other way round"));
+    let wider = SynthesizeSpec {
+        dim: 256,
+        ..small(Family::T2v22)
+    };
+    let wider = made(&dir, "wider.gguf", &wider);
+    assert!(refused(&high, &wider).contains("shape"));
+    let longer = SynthesizeSpec {
+        block_count: 7,
+        ..small(Family::T2v22)
+    };
+    let longer = made(&dir, "longer.gguf", &longer);
+    assert!(refused(&high, &longer).contains("blocks and groups"));
+}

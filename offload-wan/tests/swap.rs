@@ -1,0 +1,460 @@
+//! Each option of the original block swap moves a figure in the direction that it promises.
+
+mod support;
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use offload_core::executor::{Costs, Settings};
+use offload_core::model::Residency;
+use offload_core::plan::{Budget, Form, Plan, Rates, Tier};
+use offload_core::swappable::Swappable;
+use offload_wan::{
+    BlockSwap, Checkpoint, PassOptions, Recipe, SynthesizeSpec, Variant, WanModel, Which,
+    synthesize,
+};
+
+fn described(name: &str, recipe: Recipe, scale: u64) -> WanModel {
+    let variant = Variant::from_name(name).expect("is published");
+    let spec = SynthesizeSpec::of_variant(variant, recipe, scale, 0).expect("has a size");
+    let tensors = spec.describe().expect("widths fit");
+    let checkpoint = Checkpoint::from_tensors(tensors).expect("names are unique");
+    WanModel::new(&checkpoint, &PassOptions::default()).expect("is whole")
+}
+
+fn t2v() -> WanModel {
+    described("wan2.1-t2v-14b", Recipe::BF16, 8)
+}
+
+/// Nothing is swapped but what a test says.
+fn none() -> BlockSwap {
+    BlockSwap {
+        blocks_to_swap: 0,
+        ..BlockSwap::default()
+    }
+}
+
+/// A second for each visit of a block, and `copy_s` for the copy of the largest block; files are as fast as memory.
+fn settings(wan: &WanModel, copy_s: f64) -> Settings {
+    let bytes = |block: &Arc<dyn Swappable>| -> u64 {
+        block
+            .tensors()
+            .iter()
+            .map(|tensor| tensor.source().len())
+            .sum()
+    };
+    let largest = wan
+        .model()
+        .blocks()
+        .iter()
+        .map(bytes)
+        .max()
+        .expect("has blocks") as f64;
+    let rate = largest / copy_s;
+    let visits = wan.model().kinds()[0].visits().iter();
+    let compute_s = visits.map(|index| f64::from(u8::from(wan.part(*index).0.is_block())));
+    Settings {
+        costs: Costs {
+            rates: Rates {
+                wire_bytes_per_s: rate,
+                upload_latency_s: 0.0,
+                host_bytes_per_s: rate,
+                disk_bytes_per_s: rate,
+            },
+            decode_bytes_per_s: 1e15,
+            compute_s: vec![compute_s.collect()],
+        },
+        ..Settings::default()
+    }
+}
+
+fn plan(wan: &WanModel, swap: &BlockSwap, copy_s: f64) -> Plan {
+    let wan = swap.apply(wan.clone()).expect("is in range");
+    let settings = swap.settings(settings(&wan, copy_s));
+    let workload = settings.workload(wan.model(), true);
+    settings
+        .plan(&workload, Budget::Least)
+        .expect("a plan exists")
+}
+
+fn streamed(plan: &Plan) -> Vec<&str> {
+    let blocks = plan.blocks.iter();
+    let streamed = blocks.filter(|block| block.form == Form::Streamed);
+    streamed.map(|block| block.block.as_str()).collect()
+}
+
+#[test]
+fn more_blocks_to_swap_take_less_memory_and_move_more() {
+    let wan = t2v();
+    let mut last: Option<(u64, u64)> = None;
+    for count in [1, 10, 20, 30, 40] {
+        let swap = BlockSwap {
+            blocks_to_swap: count,
+            ..none()
+        };
+        let plan = plan(&wan, &swap, 0.5);
+        assert_eq!(streamed(&plan).len() as u64, count);
+        let now = (plan.arena_bytes, plan.kinds[0].wire_bytes_per_pass);
+        if let Some(last) = last {
+            assert!(now.0 < last.0 && now.1 > last.1, "{now:?} after {last:?}");
+        }
+        last = Some(now);
+    }
+    assert_eq!(plan(&wan, &none(), 0.5).kinds[0].wire_bytes_per_pass, 0);
+}
+
+#[test]
+fn spread_blocks_hide_copies_that_the_last_ones_cannot() {
+    let wan = t2v();
+    let of = |which| {
+        let swap = BlockSwap {
+            blocks_to_swap: 20,
+            which,
+            prefetch_blocks: 2,
+            ..none()
+        };
+        plan(&wan, &swap, 1.9)
+    };
+    let (spread, last) = (of(Which::Spread), of(Which::Last));
+    assert_eq!(streamed(&last)[0], "blocks.20");
+    assert_eq!(streamed(&spread)[..2], ["blocks.0", "blocks.2"]);
+    assert_eq!(
+        spread.kinds[0].wire_bytes_per_pass,
+        last.kinds[0].wire_bytes_per_pass
+    );
+    let (spread_s, last_s) = (
+        spread.kinds[0].predicted_pass_s,
+        last.kinds[0].predicted_pass_s,
+    );
+    assert!(spread_s < 0.8 * last_s, "{spread_s} against {last_s}");
+}
+
+#[test]
+fn offloaded_embeddings_leave_the_device_and_are_moved() {
+    let wan = described("wan2.1-i2v-14b", Recipe::BF16, 1);
+    let swap = BlockSwap {
+        blocks_to_swap: 10,
+        ..none()
+    };
+    let plain = plan(&wan, &swap, 0.5);
+    for (swap, group, mib) in [
+        (
+            BlockSwap {
+                offload_txt_emb: true,
+                ..swap
+            },
+            "text_embedding",
+            90.0,
+        ),
+        (
+            BlockSwap {
+                offload_img_emb: true,
+                ..swap
+            },
+            "img_emb",
+            15.6,
+        ),
+    ] {
+        let plan = plan(&wan, &swap, 0.5);
+        assert!(streamed(&plan).contains(&group));
+        let saved = (plain.arena_bytes - plan.arena_bytes) as f64 / f64::from(1 << 20);
+        let moved = plan.kinds[0].wire_bytes_per_pass - plain.kinds[0].wire_bytes_per_pass;
+        let moved = moved as f64 / f64::from(1 << 20);
+        assert!(
+            (saved - mib).abs() < 0.5 && (moved - mib).abs() < 0.5,
+            "{group}: {saved}, {moved}"
+        );
+    }
+}
+
+#[test]
+fn what_does_not_block_waits_in_memory_that_a_device_can_lock() {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let path = dir.path().join("made.gguf");
+    synthesize(&SynthesizeSpec::default(), &path).expect("can be written");
+    let checkpoint = Checkpoint::open(&path).expect("is sound");
+    let wan = WanModel::new(&checkpoint, &PassOptions::default()).expect("is whole");
+    let of = |use_non_blocking| {
+        let swap = BlockSwap {
+            blocks_to_swap: 4,
+            use_non_blocking,
+            ..none()
+        };
+        let wan = swap.apply(wan.clone()).expect("can be read");
+        let mut settings = settings(&wan, 2.0);
+        settings.costs.rates.disk_bytes_per_s /= 4.0;
+        let workload = settings.workload(wan.model(), true);
+        settings
+            .plan(&workload, Budget::Least)
+            .expect("a plan exists")
+    };
+    let tiers = |plan: &Plan| -> Vec<Tier> {
+        let blocks = plan.blocks.iter();
+        let streamed = blocks.filter(|block| block.form == Form::Streamed);
+        streamed.map(|block| block.tier).collect()
+    };
+    let (blocking, non_blocking) = (of(false), of(true));
+    assert_eq!(tiers(&blocking), [Tier::Disk; 4]);
+    assert_eq!(tiers(&non_blocking), [Tier::Pinned; 4]);
+    assert!(non_blocking.kinds[0].predicted_pass_s < blocking.kinds[0].predicted_pass_s);
+    let held = BlockSwap {
+        blocks_to_swap: 4,
+        use_non_blocking: true,
+        ..none()
+    };
+    let held = held.apply(wan.clone()).expect("can be read");
+    let index = held
+        .model()
+        .blocks()
+        .iter()
+        .position(|block| block.name() == "blocks.0");
+    let index = index.expect("is there");
+    for (held, read) in held.model().blocks()[index]
+        .tensors()
+        .iter()
+        .zip(wan.model().blocks()[index].tensors())
+    {
+        let bytes = |tensor: &offload_core::swappable::TensorSpec| {
+            let mut bytes = vec![0; usize::try_from(tensor.source().len()).expect("is small")];
+            tensor.source().read(0, &mut bytes).expect("can be read");
+            bytes
+        };
+        assert_eq!(bytes(held), bytes(read), "{}", held.name());
+    }
+}
+
+#[test]
+fn vace_blocks_are_swapped_by_number_or_in_the_main_blocks_share() {
+    let wan = described("wan2.1-vace-1.3b", Recipe::BF16, 4);
+    let vace = |blocks_to_swap, vace_blocks_to_swap| {
+        let swap = BlockSwap {
+            blocks_to_swap,
+            vace_blocks_to_swap,
+            ..none()
+        };
+        let plan = plan(&wan, &swap, 0.5);
+        let count = streamed(&plan)
+            .iter()
+            .filter(|name| name.starts_with("vace"))
+            .count();
+        (count, plan.arena_bytes)
+    };
+    // 0 is automatic: half of 30 main blocks, half of 15 of VACE.
+    assert_eq!(vace(0, 0).0, 0);
+    assert_eq!(vace(15, 0).0, 8);
+    assert_eq!(vace(30, 0).0, 15);
+    let (three, ten) = (vace(15, 3), vace(15, 10));
+    assert_eq!((three.0, ten.0), (3, 10));
+    assert!(ten.1 < three.1);
+}
+
+#[test]
+fn prefetching_takes_memory_and_saves_waiting() {
+    let wan = t2v();
+    let of = |prefetch_blocks| {
+        let swap = BlockSwap {
+            blocks_to_swap: 40,
+            prefetch_blocks,
+            ..none()
+        };
+        plan(&wan, &swap, 0.9)
+    };
+    let (none, one, three) = (of(0), of(1), of(3));
+    // With a budget of the least, the planner leaves one place: nothing is prefetched.
+    assert!(one.arena_bytes > none.arena_bytes && three.arena_bytes > one.arena_bytes);
+    let waits = |plan: &Plan| plan.kinds[0].predicted_stall_s;
+    assert!(
+        waits(&one) < 0.2 * waits(&none),
+        "{} of {}",
+        waits(&one),
+        waits(&none)
+    );
+    assert!(waits(&three) <= waits(&one));
+    // Deeper than the model is as deep as the model.
+    assert!(of(40).arena_bytes >= three.arena_bytes);
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Message(String);
+        impl tracing::field::Visit for Message {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
+                if field.name() == "message" {
+                    self.0 = format!("{value:?}");
+                }
+            }
+        }
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        self.0.lock().expect("no thread panicked").push(message.0);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn debugging_tells_what_is_done_in_the_originals_words() {
+    let wan = described("longcat-video", Recipe::BF16, 8);
+    let told = |block_swap_debug| {
+        let lines = Lines::default();
+        tracing::subscriber::with_default(lines.clone(), || {
+            let swap = BlockSwap {
+                blocks_to_swap: 20,
+                which: Which::Last,
+                block_swap_debug,
+                ..none()
+            };
+            swap.apply(wan.clone()).expect("is in range");
+        });
+        let lines = lines.0.lock().expect("no thread panicked");
+        lines.clone()
+    };
+    assert_eq!(told(false), [""; 0]);
+    let lines = told(true);
+    for line in [
+        "[BlockSwap] Total blocks: 48",
+        "[BlockSwap] Keeping on GPU: blocks 0-27",
+        "[BlockSwap] Offloading to CPU: blocks 28-47",
+        "[BlockSwap] GPU blocks: 28",
+        "[BlockSwap] CPU blocks: 20",
+    ] {
+        assert!(lines.iter().any(|told| told == line), "{line} in {lines:?}");
+    }
+}
+
+#[test]
+fn numbers_out_of_range_are_refused_with_the_range() {
+    let refused = |wan: &WanModel, swap: BlockSwap| -> String {
+        swap.apply(wan.clone())
+            .expect_err("is out of range")
+            .to_string()
+    };
+    let (t2v, vace) = (t2v(), described("wan2.1-vace-14b", Recipe::BF16, 8));
+    let swap = BlockSwap {
+        blocks_to_swap: 41,
+        ..none()
+    };
+    assert!(refused(&t2v, swap).contains("blocks_to_swap from 0 to 40"));
+    let swap = BlockSwap {
+        vace_blocks_to_swap: 9,
+        ..none()
+    };
+    assert!(refused(&vace, swap).contains("vace_blocks_to_swap from 0 to 8"));
+    let swap = BlockSwap {
+        prefetch_blocks: 41,
+        ..none()
+    };
+    assert!(refused(&t2v, swap).contains("prefetch_blocks from 0 to 40"));
+    // An option without effect is refused, too.
+    let swap = BlockSwap {
+        vace_blocks_to_swap: 1,
+        ..none()
+    };
+    assert!(refused(&t2v, swap).contains("no VACE blocks"));
+    let swap = BlockSwap {
+        offload_img_emb: true,
+        ..none()
+    };
+    assert!(refused(&t2v, swap).contains("no img_emb"));
+}
+
+#[test]
+fn applying_options_twice_is_applying_them_once() {
+    let wan = described("wan2.1-vace-14b", Recipe::BF16, 8);
+    let swap = BlockSwap {
+        blocks_to_swap: 13,
+        offload_txt_emb: true,
+        ..BlockSwap::default()
+    };
+    let residency = |wan: &WanModel| -> Vec<Residency> {
+        let blocks = 0..wan.model().blocks().len();
+        blocks.map(|index| wan.model().residency(index)).collect()
+    };
+    let once = swap.apply(wan.clone()).expect("is in range");
+    let twice = swap.apply(once.clone()).expect("is in range");
+    assert_eq!(residency(&once), residency(&twice));
+    // Others in between leave no trace.
+    let other = none().apply(once.clone()).expect("is in range");
+    assert_eq!(
+        residency(&other),
+        residency(&none().apply(wan).expect("is in range"))
+    );
+    assert_eq!(
+        residency(&swap.apply(other).expect("is in range")),
+        residency(&once)
+    );
+}
+
+#[test]
+fn presets_are_the_originals_as_far_as_the_model_goes() {
+    let preset = |name: &str, wan: &WanModel| BlockSwap::preset(name, wan);
+    let i2v = described("wan2.1-i2v-14b", Recipe::BF16, 8);
+    let of = |name: &str, wan: &WanModel| {
+        let swap = preset(name, wan).expect("is a preset");
+        swap.apply(wan.clone()).expect("fits every model");
+        (
+            swap.blocks_to_swap,
+            swap.offload_txt_emb,
+            swap.offload_img_emb,
+        )
+    };
+    assert_eq!(of("8gb", &i2v), (25, true, true));
+    assert_eq!(of("12gb", &i2v), (15, true, false));
+    assert_eq!(of("16gb", &i2v), (0, false, false));
+    assert_eq!(of("8gb", &t2v()), (25, true, false));
+    let error = preset("24gb", &i2v).expect_err("is none").to_string();
+    assert!(error.contains("8gb, 12gb and 16gb"), "{error}");
+}
+
+#[test]
+fn recommendations_fit_their_cards_with_as_few_blocks_as_will_do() {
+    for (name, recipe) in [
+        ("wan2.1-t2v-14b", Recipe::Q4KM),
+        ("wan2.1-i2v-14b", Recipe::F8),
+        ("wan2.1-t2v-1.3b", Recipe::BF16),
+    ] {
+        let wan = described(name, recipe, 1);
+        let settings = Settings::default();
+        let mut last = u64::MAX;
+        for gib in [8u64, 12, 16, 24] {
+            let (card, reserve) = (gib << 30, 3 << 30);
+            let recommended = BlockSwap::recommended(&wan, &settings, card, reserve)
+                .expect("can be planned")
+                .expect("fits");
+            assert!(
+                recommended.plan.arena_bytes <= card - reserve,
+                "{name} on {gib} GiB"
+            );
+            let count = recommended.options.blocks_to_swap;
+            assert!(count <= last, "{name}: {count} after {last}");
+            last = count;
+            if count > 1 {
+                let fewer = BlockSwap {
+                    blocks_to_swap: count - 1,
+                    ..recommended.options
+                };
+                let applied = fewer.apply(wan.clone()).expect("is in range");
+                let settings = fewer.settings(settings.clone());
+                let workload = settings.workload(applied.model(), true);
+                let plan = settings
+                    .plan(&workload, Budget::Least)
+                    .expect("a plan exists");
+                assert!(plan.arena_bytes > card - reserve, "{name} on {gib} GiB");
+            }
+        }
+    }
+    let wan = described("wan2.1-t2v-14b", Recipe::F32, 1);
+    let none = BlockSwap::recommended(&wan, &Settings::default(), 2 << 30, 1 << 30);
+    assert!(none.expect("can be planned").is_none());
+}
