@@ -16,6 +16,7 @@ use cudarc::driver::sys::CUdevice_attribute;
 use offload_core::device::{
     DecodeTable, Device, DeviceError, DeviceMemory, Generation, Pinning, Rung,
 };
+use offload_core::host::available_bytes;
 use offload_core::plan::PLACE_ALIGN;
 use offload_core::source::{Source, SourceFile};
 use parking_lot::Mutex;
@@ -132,7 +133,7 @@ pub enum OpenError {
 #[must_use]
 pub struct CudaDeviceBuilder {
     ordinal: usize,
-    pinned_budget: u64,
+    pinned_budget: Option<u64>,
     mappings: bool,
     copies: bool,
     poison: bool,
@@ -140,9 +141,11 @@ pub struct CudaDeviceBuilder {
 }
 
 impl CudaDeviceBuilder {
-    /// Bytes of host memory that may be page-locked, staging buffers and mapped files included.
+    /// Bytes of host memory that may be page-locked, staging buffers and mapped files included. Default: three quarters
+    /// of what is available when the device is opened (see [`available_bytes`](offload_core::host::available_bytes)):
+    /// locked pages, also those of the page cache, cannot be given up when memory runs short.
     pub fn pinned_budget(mut self, bytes: u64) -> Self {
-        self.pinned_budget = bytes;
+        self.pinned_budget = Some(bytes);
         self
     }
 
@@ -189,7 +192,11 @@ impl CudaDeviceBuilder {
             major,
             minor,
         })?;
-        let context = Context::new(self.ordinal, self.pinned_budget)?;
+        let pinned_budget = self.pinned_budget.unwrap_or_else(|| {
+            // Where the system does not say, it refuses by itself.
+            available_bytes().map_or(u64::MAX, |bytes| bytes / 4 * 3)
+        });
+        let context = Context::new(self.ordinal, pinned_budget)?;
         let kernel = Arc::new(Kernel::load(&context, ptx, ENTRY_POINT)?);
         let read_only = context
             .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED)?
@@ -240,7 +247,7 @@ impl CudaDevice {
     pub fn builder(ordinal: usize) -> CudaDeviceBuilder {
         CudaDeviceBuilder {
             ordinal,
-            pinned_budget: u64::MAX,
+            pinned_budget: None,
             mappings: true,
             copies: true,
             poison: false,

@@ -119,6 +119,25 @@ impl Context {
         self.check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.raw) })
     }
 
+    /// Makes a submission. It finds its context by its stream; only the default streams, and a thread that has no context
+    /// at all, need it to be made current first.
+    fn submit(
+        &self,
+        call: &'static str,
+        stream: &Stream,
+        submission: impl Fn() -> CUresult,
+    ) -> Result<(), DeviceError> {
+        if self.lost.get().is_some() || stream.is_default() {
+            self.enter()?;
+        }
+        let mut result = submission();
+        if result == CUresult::CUDA_ERROR_INVALID_CONTEXT {
+            self.enter()?;
+            result = submission();
+        }
+        self.check(call, result)
+    }
+
     /// Makes a result an error. The first fatal one marks the device as lost.
     pub(crate) fn check(&self, call: &'static str, result: CUresult) -> Result<(), DeviceError> {
         if result == CUresult::CUDA_SUCCESS {
@@ -225,6 +244,11 @@ impl Stream {
         }
     }
 
+    /// Whether the handle means another stream in every context.
+    fn is_default(&self) -> bool {
+        (self.raw as usize) <= PER_THREAD_STREAM
+    }
+
     /// The handle, to be used by this thread.
     pub(crate) fn raw(&self) -> CUstream {
         assert!(
@@ -254,10 +278,9 @@ impl Stream {
         from: *const c_void,
         bytes: usize,
     ) -> Result<(), DeviceError> {
-        self.context.enter()?;
-        // SAFETY: what this function asks for.
-        self.context.check("cuMemcpyHtoDAsync", unsafe {
-            sys::cuMemcpyHtoDAsync_v2(to, from, bytes, self.raw())
+        self.context.submit("cuMemcpyHtoDAsync", self, || {
+            // SAFETY: what this function asks for.
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, bytes, self.raw()) }
         })
     }
 
@@ -381,10 +404,9 @@ impl Event {
     }
 
     pub(crate) fn record(&self, stream: &Stream) -> Result<u64, DeviceError> {
-        self.context.enter()?;
-        // SAFETY: both handles live as long as their owners.
-        self.context.check("cuEventRecord", unsafe {
-            sys::cuEventRecord(self.raw, stream.raw())
+        self.context.submit("cuEventRecord", stream, || {
+            // SAFETY: both handles live as long as their owners.
+            unsafe { sys::cuEventRecord(self.raw, stream.raw()) }
         })?;
         Ok(self.recorded.fetch_add(1, Ordering::AcqRel) + 1)
     }
@@ -400,10 +422,9 @@ impl Event {
     /// Holds `stream` until the last recording, which is `generation` or a later one.
     pub(crate) fn hold(&self, stream: &Stream, generation: u64) -> Result<(), DeviceError> {
         self.expect_recorded(generation);
-        self.context.enter()?;
-        // SAFETY: both handles live as long as their owners; the wait outlives the event by the driver's own rule.
-        self.context.check("cuStreamWaitEvent", unsafe {
-            sys::cuStreamWaitEvent(stream.raw(), self.raw, 0)
+        self.context.submit("cuStreamWaitEvent", stream, || {
+            // SAFETY: both handles live as long as their owners; the wait outlives the event by the driver's own rule.
+            unsafe { sys::cuStreamWaitEvent(stream.raw(), self.raw, 0) }
         })
     }
 
@@ -583,26 +604,28 @@ impl Kernel {
         table: CUdeviceptr,
         entry_count: u32,
     ) -> Result<(), DeviceError> {
-        self.context.enter()?;
         let (mut table, mut entry_count) = (table, entry_count);
         let mut arguments: [*mut c_void; 2] =
             [(&raw mut table).cast(), (&raw mut entry_count).cast()];
-        // SAFETY: the arguments are those of the kernel (`kernels::ENTRY_POINT`) and are copied before the call
-        // returns; the rest is what this function asks for.
-        self.context.check("cuLaunchKernel", unsafe {
-            sys::cuLaunchKernel(
-                self.function,
-                blocks,
-                1,
-                1,
-                threads,
-                1,
-                1,
-                0,
-                stream.raw(),
-                arguments.as_mut_ptr(),
-                ptr::null_mut(),
-            )
+        let arguments = arguments.as_mut_ptr();
+        self.context.submit("cuLaunchKernel", stream, || {
+            // SAFETY: the arguments are those of the kernel (`kernels::ENTRY_POINT`) and are copied before the call
+            // returns; the rest is what this function asks for.
+            unsafe {
+                sys::cuLaunchKernel(
+                    self.function,
+                    blocks,
+                    1,
+                    1,
+                    threads,
+                    1,
+                    1,
+                    0,
+                    stream.raw(),
+                    arguments,
+                    ptr::null_mut(),
+                )
+            }
         })
     }
 }

@@ -98,7 +98,11 @@ impl Locked {
         };
         locked.lock(&(0..bytes)).map_err(|refused| match refused {
             Refused::Device(error) => error,
-            Refused::Now(reason) | Refused::Always(reason) => DeviceError::Failed {
+            Refused::Now(_) => DeviceError::OutOfMemory {
+                requested_bytes: bytes as u64,
+                free_bytes: context.live.pinned_left(),
+            },
+            Refused::Always(reason) => DeviceError::Failed {
                 call: "page-locking host memory",
                 reason,
             },

@@ -5,6 +5,7 @@ use std::sync::mpsc;
 
 use offload_core::device::Device;
 use offload_core::testing::conformance::{self, Harness};
+use offload_core::testing::decoding;
 use offload_cuda::{CudaArena, CudaDevice, CudaStream};
 
 struct Gpu(CudaDevice);
@@ -48,4 +49,20 @@ fn the_gpu_keeps_the_contract_with_poison_and_jitter() {
         return;
     };
     conformance::check_all(&Gpu(device));
+}
+
+#[test]
+fn the_gpu_decodes_at_random_as_the_reference() {
+    let Some(device) = crate::device(|builder| builder) else {
+        return;
+    };
+    let gpu = Gpu(device);
+    assert_eq!(
+        decoding::offered_conversions(gpu.device()),
+        decoding::all_conversions(),
+        "everything is offered"
+    );
+    for seed in 0..crate::rounds("OFFLOAD_DECODE_SEEDS", 20) as u64 {
+        decoding::decode_at_random(&gpu, seed, 8);
+    }
 }
