@@ -197,8 +197,8 @@ impl Locked {
         })?;
         // SAFETY: the piece lies within the mapping.
         let pointer = unsafe { self.map().as_mut_ptr().add(piece.start) };
-        if self.file.is_some() {
-            in_page_cache(self.map(), piece)?;
+        if let Some(file) = &self.file {
+            in_page_cache(file.file(), self.map(), piece)?;
         }
         // SAFETY: the mapping outlives its registrations: `drop` drops them first. A file's mapping is read only.
         let locked = unsafe {
@@ -342,11 +342,59 @@ fn file_system(_file: &File) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Whether the page cache holds the whole of `range` of a mapping, which begins at a page.
+/// Whether the page cache holds the whole of `range` of a mapped file; the range begins at a page.
 #[cfg(target_os = "linux")]
-fn in_page_cache(map: &MmapRaw, range: &Range<usize>) -> Result<(), Refused> {
-    const SMALLEST_PAGE: usize = 4096;
-    let mut resident = vec![0u8; range.len().div_ceil(SMALLEST_PAGE)];
+fn in_page_cache(file: &File, map: &MmapRaw, range: &Range<usize>) -> Result<(), Refused> {
+    let (cached, pages) = match cached_pages(file, range) {
+        Some(counted) => counted,
+        None => mapped_pages(map, range)?,
+    };
+    if cached >= pages {
+        return Ok(());
+    }
+    Err(Refused::Now(format!(
+        "{cached} of {pages} pages at {} of the file are in the page cache",
+        range.start
+    )))
+}
+
+/// Bytes of a page.
+#[cfg(target_os = "linux")]
+fn page_bytes() -> usize {
+    // SAFETY: no pointers.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(page).unwrap_or(4096)
+}
+
+/// Pages of a range that are cached, and all of them; `None` before Linux 6.5, which has no `cachestat(2)`. It looks at
+/// folios, not at pages as `mincore(2)` does: 14 GiB are counted in milliseconds rather than in 0.2 s.
+#[cfg(target_os = "linux")]
+fn cached_pages(file: &File, range: &Range<usize>) -> Option<(usize, usize)> {
+    use std::os::fd::AsRawFd;
+    /// The number is the same on every architecture.
+    const CACHESTAT: libc::c_long = 451;
+    // `struct cachestat_range` and `struct cachestat` of `linux/mman.h`.
+    let wanted = [range.start as u64, range.len() as u64];
+    let mut counted = [0u64; 5];
+    // SAFETY: the file is open; both structures are as long as the kernel's and live until the call returns.
+    let result = unsafe {
+        libc::syscall(
+            CACHESTAT,
+            file.as_raw_fd(),
+            wanted.as_ptr(),
+            counted.as_mut_ptr(),
+            0,
+        )
+    };
+    let cached = usize::try_from(counted[0]).unwrap_or(0);
+    (result == 0).then(|| (cached, range.len().div_ceil(page_bytes())))
+}
+
+/// The same of a mapping.
+#[cfg(target_os = "linux")]
+fn mapped_pages(map: &MmapRaw, range: &Range<usize>) -> Result<(usize, usize), Refused> {
+    let pages = range.len().div_ceil(page_bytes());
+    let mut resident = vec![0u8; pages];
     // SAFETY: the range lies within the mapping.
     let start = unsafe { map.as_mut_ptr().add(range.start) };
     // SAFETY: the range begins at a cut, so at a page; the vector has a byte for each page.
@@ -355,22 +403,12 @@ fn in_page_cache(map: &MmapRaw, range: &Range<usize>) -> Result<(), Refused> {
         let error = std::io::Error::last_os_error();
         return Err(Refused::Now(format!("mincore: {error}")));
     }
-    // SAFETY: no pointers.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    let page = usize::try_from(page).unwrap_or(SMALLEST_PAGE);
-    let pages = range.len().div_ceil(page);
-    let cached = resident[..pages].iter().filter(|&&page| page & 1 == 1);
-    match cached.count() {
-        cached if cached == pages => Ok(()),
-        cached => Err(Refused::Now(format!(
-            "{cached} of {pages} pages at {} of the file are in the page cache",
-            range.start
-        ))),
-    }
+    let cached = resident.iter().filter(|&&page| page & 1 == 1).count();
+    Ok((cached, pages))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn in_page_cache(_map: &MmapRaw, _range: &Range<usize>) -> Result<(), Refused> {
+fn in_page_cache(_file: &File, _map: &MmapRaw, _range: &Range<usize>) -> Result<(), Refused> {
     Ok(())
 }
 
@@ -511,5 +549,27 @@ impl CudaStaging {
             }
         }
         submitted
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn both_ways_to_count_cached_pages_agree() {
+        let mut file = tempfile::NamedTempFile::new().expect("a file can be made");
+        file.write_all(&vec![7; 3 << 20]).expect("written");
+        let file = file.as_file();
+        let map = MmapOptions::new().map_raw_read_only(file).expect("mapped");
+        let range = 1 << 20..(3 << 20) - 5;
+        let mapped = mapped_pages(&map, &range).expect("counted");
+        assert_eq!(mapped, (512, 512), "just written");
+        if let Some(cached) = cached_pages(file, &range) {
+            assert_eq!(cached, mapped);
+        }
+        in_page_cache(file, &map, &range).expect("all of it");
     }
 }

@@ -5,6 +5,9 @@
 //! there, a file is on the device sooner than through staging buffers. What cannot be pinned yet, because it is not in
 //! the page cache, is staged and asked for again in the next pass. Once all is pinned the caller submits by itself.
 //!
+//! Copies to pinned memory are another matter: they take longer than staging and make few calls of the driver. When the
+//! first answer is a copy the feeder stages the rest, and the thread copies it meanwhile, last visits first.
+//!
 //! Locking memory may never return on some systems. So it has a thread of its own and a deadline: when that has passed
 //! the feeder stages all that is not pinned, for good, and whoever drops the executor leaves a thread behind that does
 //! not come back.
@@ -14,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use parking_lot::Mutex;
 use tracing::{debug, warn};
 
@@ -78,6 +81,8 @@ impl Shared {
 /// What became of a request.
 enum Answer {
     Pinned,
+    /// By a copy: the thread makes the others without being asked.
+    Copied,
     /// Not this time.
     Later,
     /// Never.
@@ -97,6 +102,8 @@ pub(super) struct Requests {
     targets: HashMap<Step, usize>,
     /// Never to be asked for again.
     refused: HashSet<usize>,
+    /// The thread goes on by itself, for as long as `thread` is kept.
+    unasked: bool,
     /// `None` if nothing is to be pinned any more.
     thread: Option<(Sender<usize>, Receiver<Answer>)>,
 }
@@ -123,6 +130,7 @@ impl Pinner {
             shared: Arc::clone(&pinner.shared),
             targets: steps.collect(),
             refused: HashSet::new(),
+            unasked: false,
             thread: None,
         };
         if !may_pin {
@@ -175,7 +183,9 @@ impl Requests {
         kind: usize,
         visit: usize,
     ) -> bool {
-        self.thread.is_some() && self.wanted(transfer, kind, visit).next().is_some()
+        self.thread.is_some()
+            && !self.unasked
+            && self.wanted(transfer, kind, visit).next().is_some()
     }
 
     fn wanted<'a, D: Device>(
@@ -207,6 +217,10 @@ impl Requests {
             };
             match answer {
                 Ok(Answer::Pinned) => {}
+                Ok(Answer::Copied) => {
+                    self.unasked = true;
+                    return;
+                }
                 // The visit is staged as a whole, this time.
                 Ok(Answer::Later) => return,
                 Ok(Answer::Staged) => {
@@ -259,29 +273,67 @@ fn pin<D: Device>(
     answers: &Sender<Answer>,
 ) {
     while let Ok(index) = wanted.recv() {
-        let Target { source, steps } = &targets[index];
-        let pinning = catch_unwind(AssertUnwindSafe(|| transfer.device.pin(source)));
-        let answer = match pinning {
-            Ok(Ok(Pinning::Pinned { pinned, rung })) => {
-                for &(kind, visit, position) in steps {
-                    transfer.pinned(kind, visit, position, pinned.clone());
-                }
-                shared.pinned(rung, source.len());
-                Answer::Pinned
-            }
-            Ok(Ok(Pinning::Later { reason })) => {
-                shared.note(reason);
-                Answer::Later
-            }
-            Ok(Ok(Pinning::Staged { reason })) => {
-                shared.note(reason);
-                Answer::Staged
-            }
-            Ok(Err(error)) => return shared.note(error.to_string()),
-            Err(_) => return shared.note("pinning panicked".to_owned()),
+        let Some(answer) = pin_target(transfer, &targets[index], shared) else {
+            return;
         };
+        let copied = matches!(answer, Answer::Copied);
         if answers.send(answer).is_err() {
             return;
         }
+        if copied {
+            let left = targets.iter().rev();
+            for target in left.filter(|target| !target.is_pinned(transfer)) {
+                let dropped = wanted.try_recv() == Err(TryRecvError::Disconnected);
+                if dropped || pin_target(transfer, target, shared).is_none() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// `None` if there is no use in trying others.
+fn pin_target<D: Device>(
+    transfer: &Transfer<D>,
+    target: &Target,
+    shared: &Shared,
+) -> Option<Answer> {
+    let pin = || transfer.device.pin(&target.source);
+    match catch_unwind(AssertUnwindSafe(pin)) {
+        Ok(Ok(Pinning::Pinned { pinned, rung })) => {
+            for &(kind, visit, position) in &target.steps {
+                transfer.pinned(kind, visit, position, pinned.clone());
+            }
+            shared.pinned(rung, target.source.len());
+            Some(match rung {
+                Rung::Copy => Answer::Copied,
+                Rung::Mapping | Rung::Memory => Answer::Pinned,
+            })
+        }
+        Ok(Ok(Pinning::Later { reason })) => {
+            shared.note(reason);
+            Some(Answer::Later)
+        }
+        Ok(Ok(Pinning::Staged { reason })) => {
+            shared.note(reason);
+            Some(Answer::Staged)
+        }
+        Ok(Err(error)) => {
+            shared.note(error.to_string());
+            None
+        }
+        Err(_) => {
+            shared.note("pinning panicked".to_owned());
+            None
+        }
+    }
+}
+
+impl Target {
+    fn is_pinned<D: Device>(&self, transfer: &Transfer<D>) -> bool {
+        self.steps.iter().all(|&(kind, visit, position)| {
+            let program = transfer.program(kind, visit);
+            program.is_some_and(|program| program.uploads[position].pinned.get().is_some())
+        })
     }
 }

@@ -6,6 +6,7 @@ mod conformance;
 mod engine;
 mod engines;
 mod ladder;
+mod soak;
 mod streaming;
 
 use offload_cuda::{CudaDevice, CudaDeviceBuilder};
