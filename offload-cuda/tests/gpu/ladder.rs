@@ -9,7 +9,7 @@ use offload_core::testing::toy::random_bytes;
 use offload_cuda::CudaDevice;
 
 /// Two pieces, and a few bytes of a third.
-const BYTES: usize = (256 << 20) + 4097;
+const BYTES: usize = (512 << 20) + 4097;
 
 /// A file in the page cache, longer than two pieces.
 fn file(bytes: &[u8]) -> (tempfile::NamedTempFile, Arc<SourceFile>) {
@@ -38,7 +38,7 @@ fn uploads(device: &CudaDevice, pinned: &offload_cuda::CudaPinned, expected: &[u
     let view = device.view(&arena, 0..expected.len() as u64);
     assert!(device.read(&stream, &view).unwrap() == expected, "bytes");
     // A part across a cut.
-    let cut = (128 << 20) - 1001;
+    let cut = (256 << 20) - 1001;
     let part = cut - (1 << 20)..cut + (1 << 20);
     device
         .upload_pinned(&stream, &arena, 0, pinned, part.clone())
@@ -109,15 +109,15 @@ fn a_file_is_copied_where_its_mapping_is_not_locked() {
 
 #[test]
 fn the_budget_for_pinned_memory_is_kept() {
-    let Some(device) = crate::device(|builder| builder.pinned_budget(200 << 20)) else {
+    let Some(device) = crate::device(|builder| builder.pinned_budget(400 << 20)) else {
         return;
     };
     let (_kept, file) = file(&random_bytes(3, BYTES));
     let Pinning::Later { reason } = pin(&device, &file) else {
-        panic!("256 MiB do not fit 200 MiB");
+        panic!("512 MiB do not fit 400 MiB");
     };
     assert!(reason.contains("budget for pinned memory"), "{reason}");
-    assert!(device.pinned_bytes() <= 200 << 20);
+    assert!(device.pinned_bytes() <= 400 << 20);
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn passes_of_a_large_model_leave_nothing_behind() {
             device.live_handles(),
         )
     };
-    let mut pass = |offload: &mut offload_core::executor::Offload<_>| {
+    let pass = |offload: &mut offload_core::executor::Offload<_>| {
         let mut pass = offload.pass(PassKind::FULL, &compute).unwrap();
         while pass.acquire().unwrap().is_some() {}
     };
