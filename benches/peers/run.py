@@ -148,6 +148,7 @@ def measure_row(torch, ways, work, name, tokens, arguments):
 
 
 def measure(torch, ways, arguments):
+    """The rows, each as soon as it is measured."""
     modes = list(arguments.mode)
     wants_diffusers = [name for name in modes if MODES[name][0] == "Groups"]
     reason = ways.missing_diffusers() if wants_diffusers else None
@@ -160,7 +161,6 @@ def measure(torch, ways, arguments):
         print(f"diffusers {diffusers.__version__}", file=sys.stderr)
     print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}", file=sys.stderr)
     work = ways.Work(arguments.blocks)
-    rows = []
     header()
     for tokens in arguments.tokens:
         tokens = tokens or work.crossing()
@@ -169,9 +169,18 @@ def measure(torch, ways, arguments):
         for name in modes:
             row = measure_row(torch, ways, work, name, tokens, arguments)
             if row:
-                rows.append(row)
                 print_row(row)
-    return rows
+                yield row
+
+
+def save(path, rows):
+    if not path:
+        return
+    try:
+        with open(path, "w") as file:
+            json.dump(rows, file, indent=2)
+    except OSError as error:
+        sys.exit(f"peers: {error}")
 
 
 def main():
@@ -186,11 +195,13 @@ def main():
         return
     import ways
 
-    with torch.no_grad():
-        rows = measure(torch, ways, arguments)
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(rows, file, indent=2)
+    torch.set_grad_enabled(False)
+    rows = []
+    save(arguments.json, rows)
+    for row in measure(torch, ways, arguments):
+        rows.append(row)
+        # After every row: a run that is ended early keeps what it has.
+        save(arguments.json, rows)
 
 
 if __name__ == "__main__":
