@@ -259,6 +259,17 @@ fn another_model_is_no_wan_model() {
         LayoutError::NotWan { tensor_count: 2 }
     );
     assert_eq!(open(&[]).detection().variant, None);
+    let flux = open(&[
+        ("double_blocks.1.img_attn.qkv.weight".to_owned(), vec![8]),
+        ("double_blocks.0.img_attn.qkv.weight".to_owned(), vec![8]),
+        ("single_blocks.0.linear1.weight".to_owned(), vec![8]),
+        ("x.single_blocks.0.linear1.weight".to_owned(), vec![8]),
+    ]);
+    let blocks: Vec<String> = flux.blocks().into_iter().map(|block| block.name).collect();
+    assert_eq!(
+        blocks,
+        ["double_blocks.0", "double_blocks.1", "single_blocks.0"]
+    );
     // Image models that share names with LongCat-Video.
     for names in [
         &[
