@@ -318,9 +318,10 @@ impl Report {
         if let Some(change) = &self.expert_change {
             writeln!(
                 out,
-                "\nchange of expert: within the same {}, {} more moved, at most {:.3} s more if not announced",
+                "\nchange of expert: within the same {}, {} of the one and {} of the other stay; at most {:.3} s if not announced",
                 ByteSize(change.arena_bytes),
-                ByteSize(change.moved_bytes),
+                ByteSize(change.high_resident_bytes),
+                ByteSize(change.low_resident_bytes),
                 change.unhinted_s
             )?;
         }

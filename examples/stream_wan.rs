@@ -498,11 +498,13 @@ impl Report {
             }
         }
         if let Some(change) = &self.expert_change {
-            let (arena, seconds) = (ByteSize(change.arena_bytes), change.unhinted_s);
             writeln!(
                 out,
-                "change      of expert within the same {arena}, {} more moved, at most {seconds:.3} s",
-                ByteSize(change.moved_bytes)
+                "change      of expert within the same {}: {} of the one and {} of the other stay; at most {:.3} s",
+                ByteSize(change.arena_bytes),
+                ByteSize(change.high_resident_bytes),
+                ByteSize(change.low_resident_bytes),
+                change.unhinted_s
             )?;
         }
         if self.cached_bytes > 0 {

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use offload_wan::{Checkpoint, Recipe, SynthesizeSpec, synthesize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -32,6 +33,51 @@ fn arguments<'a>(file: &'a Path, tensor: &'a str, dtype: &'a str, out: &'a Path)
 fn golden() -> Value {
     let text = fs::read(data().join("wan_t2v_d256_q4_k_m.sha256.json")).expect("is committed");
     serde_json::from_slice(&text).expect("is JSON")
+}
+
+/// Of a file that keeps scales beside its weights, the scaled weights arrive.
+#[test]
+fn weights_arrive_with_the_scales_beside_them() {
+    use offload_core::decode::{Float, decode};
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let (file, out) = (
+        folder.path().join("made.safetensors"),
+        folder.path().join("tensor.bin"),
+    );
+    let spec = SynthesizeSpec {
+        recipe: Recipe::F8Scaled,
+        block_count: 1,
+        dim: 128,
+        ffn_dim: 128,
+        ..SynthesizeSpec::default()
+    };
+    synthesize(&spec, &file).expect("can be written");
+    let checkpoint = Checkpoint::open(&file).expect("is sound");
+    let numbers = |name: &str| -> Vec<f32> {
+        let tensor = checkpoint
+            .tensors()
+            .iter()
+            .find(|tensor| tensor.name() == name);
+        let tensor = tensor.expect("is there");
+        let mut encoded = vec![0; usize::try_from(tensor.source().len()).expect("is small")];
+        tensor.source().read(0, &mut encoded).expect("can be read");
+        let count = usize::try_from(tensor.element_count()).expect("is small");
+        let mut decoded = vec![0; 4 * count];
+        decode(tensor.encoding(), &encoded, Float::F32, &mut decoded).expect("is decoded");
+        let quads = decoded.chunks_exact(4);
+        quads
+            .map(|quad| f32::from_le_bytes(quad.try_into().expect("four")))
+            .collect()
+    };
+    let name = "blocks.0.self_attn.q.weight";
+    let output = support::run(&PROGRAM, &arguments(&file, name, "f32", &out));
+    assert!(output.status.success(), "{output:?}");
+    let scale = numbers("blocks.0.self_attn.q.scale_weight")[0];
+    let expected: Vec<u8> = numbers(name)
+        .iter()
+        .flat_map(|number| (number * scale).to_le_bytes())
+        .collect();
+    assert!(scale != 1.0 && fs::read(&out).expect("was written") == expected);
 }
 
 #[test]

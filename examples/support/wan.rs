@@ -89,7 +89,8 @@ impl Subject {
                 wan: None,
             });
         }
-        let options = arguments.options(steps);
+        // Each expert of a pair has a step.
+        let options = arguments.options(if low.is_some() { steps.max(2) } else { steps });
         let wan = match low {
             Some(low) => WanModel::pair(checkpoint, low, arguments.boundary, &options)?,
             None => WanModel::new(checkpoint, &options)?,

@@ -329,3 +329,60 @@ impl Model {
         &self.kinds
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoding::Encoding;
+    use crate::testing::toy::{self, ToyBlock};
+
+    fn model() -> Model {
+        toy::model(&[[4, 4]; 3], &[Encoding::F32], 1)
+    }
+
+    #[test]
+    fn the_first_kind_can_be_replaced_and_kinds_have_shares() {
+        let model = model()
+            .with_first_kind("high", [2, 0], |_, _| true)
+            .unwrap();
+        let (model, low) = model.with_kind("low", [1], |_, _| false).unwrap();
+        let model = model.with_share(PassKind::FULL, 3.0).unwrap();
+        let kinds = model.kinds();
+        assert_eq!((kinds[0].name(), kinds[0].visits()), ("high", &[2, 0][..]));
+        assert_eq!((kinds[0].share(), kinds[1].share()), (3.0, 1.0));
+        assert!(kinds[0].demands(2, 0) && !kinds[1].demands(1, 0));
+        assert_eq!(low, PassKind(1));
+        let refused = |result: Result<Model, ModelError>| result.unwrap_err();
+        assert_eq!(
+            refused(model.clone().with_first_kind("other", [3], |_, _| true)),
+            ModelError::NoSuchBlock {
+                index: 3,
+                block_count: 3
+            }
+        );
+        assert_eq!(
+            refused(model.clone().with_share(PassKind(2), 1.0)),
+            ModelError::NoSuchKind {
+                kind: 2,
+                kind_count: 2
+            }
+        );
+        for share in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let error = refused(model.clone().with_share(low, share));
+            assert!(matches!(error, ModelError::BadShare { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_block_is_replaced_by_the_same_from_elsewhere_only() {
+        let model = model();
+        let block = &model.blocks()[1];
+        let same = ToyBlock::new(block.name(), block.tensors().to_vec());
+        assert!(model.clone().with_block(1, Arc::new(same)).is_ok());
+        let other = Arc::new(ToyBlock::new("other", block.tensors().to_vec()));
+        assert!(matches!(
+            model.with_block(1, other),
+            Err(ModelError::OtherBlock { .. })
+        ));
+    }
+}

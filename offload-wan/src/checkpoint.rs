@@ -1,6 +1,6 @@
 //! A checkpoint: the tensors of one or several files, and what they are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -217,11 +217,14 @@ impl Checkpoint {
     }
 
     /// The blocks that the names show: main blocks, then those of VACE, audio injectors, fuser blocks, each by number; of
-    /// an encoder its layers.
+    /// an encoder its layers, and of another model every numbered list of `blocks` under the name that it has.
     #[must_use]
     pub fn blocks(&self) -> Vec<BlockSummary> {
         if let Some(encoder) = &self.encoder {
             return encoder.blocks(&self.tensors);
+        }
+        if self.detection.naming.is_none() {
+            return self.other_blocks();
         }
         let catalog = Catalog::new(&self.tensors);
         let lists = [List::Main, List::Vace, List::Injector, List::Fuser];
@@ -239,6 +242,26 @@ impl Checkpoint {
             })
         });
         blocks.collect()
+    }
+
+    /// Numbered blocks of a model that is not known: by list, then by number.
+    fn other_blocks(&self) -> Vec<BlockSummary> {
+        let mut blocks: BTreeMap<(&str, u64), BlockSummary> = BTreeMap::new();
+        for tensor in &self.tensors {
+            let Some(stripped) = names::without_prefix(tensor.name(), self.detection.prefix) else {
+                continue;
+            };
+            if let Some((list, index)) = names::numbered_blocks(stripped) {
+                let block = blocks.entry((list, index)).or_insert_with(|| BlockSummary {
+                    name: format!("{list}.{index}"),
+                    tensor_count: 0,
+                    bytes: 0,
+                });
+                block.tensor_count += 1;
+                block.bytes += tensor.source().len();
+            }
+        }
+        blocks.into_values().collect()
     }
 
     /// Everything that is not as the layout has it, at once: what is missing, misshapen or unknown. Nothing when this is

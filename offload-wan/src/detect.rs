@@ -153,14 +153,20 @@ pub(crate) struct Beside {
 
 /// What a checkpoint is, and which modules it has.
 pub(crate) fn detect(catalog: &Catalog<'_>, beside: &Beside) -> (Detection, Modules) {
-    let is_long_cat = catalog.convention.long_cat;
-    let is_wan = !is_long_cat
+    let has = |name| catalog.first_block(name).is_some();
+    // Others have some of LongCat-Video's names: two of three must be there, so that one may be missing.
+    let signs = [
+        "modulation.1.weight",
+        "cross_attn.k.weight",
+        "ffn.w3.weight",
+    ];
+    let is_long_cat =
+        catalog.convention.long_cat && signs.iter().filter(|sign| has(sign)).count() >= 2;
+    let in_blocks = [has("cross_attn.norm_k.weight"), has("modulation")];
+    let is_wan = !catalog.convention.long_cat
         && (catalog.has_module("head.modulation")
-            || catalog.has_module("time_projection")
-                && (catalog.first_block("cross_attn.norm_k.weight").is_some()
-                    || catalog.first_block("modulation").is_some())
-            || (catalog.first_block("cross_attn.norm_k.weight").is_some()
-                && catalog.first_block("modulation").is_some()));
+            || in_blocks == [true, true]
+            || catalog.has_module("time_projection") && in_blocks.contains(&true));
     let count = |list| catalog.list(list).count() as u64;
     let mut detection = Detection {
         variant: None,

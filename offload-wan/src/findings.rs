@@ -195,9 +195,16 @@ impl Check<'_> {
             .zip(&there)
             .find_map(|(wanted, index)| (*index != wanted).then_some(wanted));
         let wanted = match list {
-            // Published models and configurations have more than numbers show.
+            // Configurations and published models know of more than numbers show.
             List::Main => said_blocks.unwrap_or(0).max(1),
-            _ => layout.count,
+            List::Vace => {
+                let published = self
+                    .detection
+                    .variant
+                    .filter(|variant| variant.size().is_some());
+                published.map_or(1, |variant| variant.vace_count(self.detection.block_count))
+            }
+            List::Injector | List::Fuser => layout.count,
         };
         let short = (block_count < wanted).then_some(block_count);
         if let Some(index) = gap.or(short) {

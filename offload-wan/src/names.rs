@@ -494,6 +494,18 @@ fn split_number(rest: &str) -> Option<(u64, &str)> {
     (is_number && !rest.is_empty()).then(|| (number.parse().unwrap_or(u64::MAX), rest))
 }
 
+/// The list and the number of the block that a name of whatever model is in: letters and underscores that end in
+/// `blocks`, from the name's start.
+pub(crate) fn numbered_blocks(name: &str) -> Option<(&str, u64)> {
+    let (list, rest) = name.split_once('.')?;
+    let is_list = list.ends_with("blocks")
+        && list
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    let (index, _) = split_number(rest).filter(|_| is_list)?;
+    Some((list, index))
+}
+
 /// What belongs to a weight that is stored as small numbers and scales, by its canonical name.
 pub(crate) const ATTACHED: [&str; 4] = [
     "weight_scale",

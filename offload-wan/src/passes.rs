@@ -148,8 +148,10 @@ pub struct WanModel {
 pub struct ExpertChange {
     /// Arena bytes before, during and after it.
     pub arena_bytes: u64,
-    /// Bytes moved because of it: both experts' residents are there all the time.
-    pub moved_bytes: u64,
+    /// Bytes of the expert for high noise that stay, also while the other computes.
+    pub high_resident_bytes: u64,
+    /// Bytes of the expert for low noise that stay, also while the other computes.
+    pub low_resident_bytes: u64,
     /// Seconds that the first pass of the other expert takes longer, if nothing was brought for it.
     pub unhinted_s: f64,
 }
@@ -411,9 +413,16 @@ impl WanModel {
     pub fn expert_change(&self, plan: &Plan) -> Option<ExpertChange> {
         let low = self.step(Some(Expert::Low), true).first()?.kind;
         let low = plan.kinds.get(low.index())?;
+        let resident_bytes = |expert| {
+            let blocks = plan.blocks.iter().zip(&self.parts);
+            let of_expert = blocks.filter(|(_, (_, of))| *of == Some(expert));
+            let places = of_expert.flat_map(|(block, _)| [block.remainder, block.resident]);
+            places.flatten().map(|place| place.bytes).sum()
+        };
         Some(ExpertChange {
             arena_bytes: plan.arena_bytes,
-            moved_bytes: 0,
+            high_resident_bytes: resident_bytes(Expert::High),
+            low_resident_bytes: resident_bytes(Expert::Low),
             unhinted_s: (low.predicted_cold_pass_s - low.predicted_pass_s).max(0.0),
         })
     }

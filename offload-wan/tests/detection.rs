@@ -259,4 +259,38 @@ fn another_model_is_no_wan_model() {
         LayoutError::NotWan { tensor_count: 2 }
     );
     assert_eq!(open(&[]).detection().variant, None);
+    let flux = open(&[
+        ("double_blocks.1.img_attn.qkv.weight".to_owned(), vec![8]),
+        ("double_blocks.0.img_attn.qkv.weight".to_owned(), vec![8]),
+        ("single_blocks.0.linear1.weight".to_owned(), vec![8]),
+        ("x.single_blocks.0.linear1.weight".to_owned(), vec![8]),
+    ]);
+    let blocks: Vec<String> = flux.blocks().into_iter().map(|block| block.name).collect();
+    assert_eq!(
+        blocks,
+        ["double_blocks.0", "double_blocks.1", "single_blocks.0"]
+    );
+    // Image models that share names with LongCat-Video.
+    for names in [
+        &[
+            "x_embedder.proj.weight",
+            "final_layer.linear.weight",
+            "joint_blocks.0.x_block.attn.qkv.weight",
+        ][..],
+        &[
+            "double_blocks.0.img_attn.qkv.weight",
+            "final_layer.adaLN_modulation.1.weight",
+        ],
+        &[
+            "blocks.0.attn.qkv.weight",
+            "blocks.0.adaLN_modulation.1.weight",
+            "blocks.0.mlp.fc1.weight",
+        ],
+    ] {
+        let tensors: Vec<Shaped> = names
+            .iter()
+            .map(|name| ((*name).to_owned(), vec![64, 64]))
+            .collect();
+        assert_eq!(open(&tensors).detection().naming, None, "{names:?}");
+    }
 }

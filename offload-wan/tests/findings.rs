@@ -167,6 +167,24 @@ fn all_findings_come_at_once() {
 }
 
 #[test]
+fn missing_vace_blocks_are_missed() {
+    let (_, _, tensors) = everything()
+        .into_iter()
+        .find(|(variant, ..)| variant.name() == "wan2.1-vace-14b")
+        .expect("is published");
+    for (lost, first) in [
+        ("vace_blocks.7.", "vace_blocks.7"),
+        ("vace_blocks.", "vace_blocks.0"),
+    ] {
+        let mut lacking = tensors.clone();
+        lacking.retain(|(name, _)| !name.contains(lost));
+        let findings = open(&lacking).findings();
+        assert_eq!(findings[0].name(), first, "{findings:?}");
+        assert!(open(&lacking).model().is_err());
+    }
+}
+
+#[test]
 fn published_widths_leave_no_number_open() {
     let variant = Variant::from_name("wan2.1-t2v-1.3b").unwrap();
     let spec = SynthesizeSpec::of_variant(variant, Recipe::BF16, 1, 0).unwrap();

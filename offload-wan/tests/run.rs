@@ -261,7 +261,10 @@ fn both_experts_stay_within_one_budget() {
         (1, true)
     );
     let change = wan.expert_change(rig.offload.plan()).expect("is a pair");
-    assert_eq!(change.moved_bytes, 0);
+    // Both keep what they have; beside it there is the window.
+    let resident = change.high_resident_bytes + change.low_resident_bytes;
+    assert!(change.high_resident_bytes > 0 && change.low_resident_bytes > 0);
+    assert!(resident <= rig.offload.plan().arena.resident.bytes);
     assert_eq!(change.arena_bytes, rig.offload.plan().arena_bytes);
     assert!(change.unhinted_s >= 0.0);
     // How often each is used is what the planner weighs.

@@ -127,3 +127,24 @@ fn a_block_that_is_never_visited_waits_on_the_host() {
     assert_eq!(plan.blocks[3].form, Form::Streamed);
     assert_eq!(plan.kinds[0].verdict, Verdict::Resident);
 }
+
+/// The window is as deep as asked, and the plan keeps to its budget all the same.
+#[test]
+fn a_window_that_is_asked_for_has_so_many_places_and_one() {
+    let bytes = 1 << 20;
+    let (workload, rates) = (uniform(12, bytes), uniform_rates(bytes, 1.0));
+    let mut last = 0;
+    for blocks in [0, 1, 2, 5] {
+        let plan = Plan::make_ahead(&workload, &rates, Budget::Least, Some(blocks)).unwrap();
+        assert_eq!(plan.arena.window.bytes, (u64::from(blocks) + 1) * bytes);
+        assert!(plan.arena_bytes <= plan.budget_bytes && plan.arena_bytes > last);
+        last = plan.arena_bytes;
+        let more = Budget::Bytes(plan.arena_bytes + 3 * bytes);
+        let plan = Plan::make_ahead(&workload, &rates, more, Some(blocks)).unwrap();
+        assert_eq!(plan.arena.window.bytes, (u64::from(blocks) + 1) * bytes);
+        assert!(plan.arena_bytes <= plan.budget_bytes);
+    }
+    // No deeper than all visits, however many are asked for: then all can stay.
+    let all = Plan::make_ahead(&workload, &rates, Budget::Least, Some(u32::MAX)).unwrap();
+    assert_eq!(all.arena_bytes, 12 * bytes);
+}
