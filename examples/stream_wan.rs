@@ -384,14 +384,14 @@ impl Job {
         Ok(plan.arena_bytes)
     }
 
-    /// The run that the streamed one is compared with, and which that is.
+    /// Makes the run ready that the streamed one is compared with.
     fn reference<E: Engine>(
         &mut self,
         engine: &E,
         resident_bytes: u64,
         costs: &Costs,
         trace: bool,
-    ) -> Result<(Run<E::Device>, ComparedWith), Box<dyn Error>> {
+    ) -> Result<Reference<E::Device>, Box<dyn Error>> {
         let run = |budget| {
             let model = &self.subject.model;
             Run::new(engine, model, self.policy, budget, costs, trace, None)
@@ -400,7 +400,7 @@ impl Job {
         if asked.is_none_or(|asked| asked == ComparedWith::Resident) {
             let free_bytes = engine.device().memory()?.free_bytes;
             if resident_bytes <= free_bytes {
-                let run = run(DeviceBudget::Bytes(resident_bytes))?;
+                let run = run(DeviceBudget::LeaveFree(0))?;
                 // The device may have refused as much, and got a smaller arena.
                 if run.streamed_blocks() == 0 {
                     return Ok((run, ComparedWith::Resident));
@@ -480,7 +480,7 @@ impl Job {
             let spans = outcome.spans.iter();
             spans
                 .filter(|span| span.pass == last.pass && span.stage == "compute")
-                .map(|span| span.end_s - span.begin_s)
+                .map(|span| (span.end_s - span.begin_s).max(0.0))
                 .collect()
         };
         kinds.map(of_kind).collect()
@@ -516,6 +516,9 @@ struct Run<D: Device> {
     device: Recorded<D>,
     offload: Offload<Recorded<D>>,
 }
+
+/// The run that the streamed one is compared with, and which that is.
+type Reference<D> = (Run<D>, ComparedWith);
 
 /// What came of the passes.
 struct Outcome {

@@ -229,6 +229,7 @@ fn every_family_naming_and_encoding_is_streamed() {
             &[&path, "--budget", "least", "--passes", "2", "--json"],
         );
         assert_eq!(report["identical"], true, "{name}");
+        assert_eq!(report["compared_with"], "resident", "{name}");
         assert!(number(&report, "streamed_blocks") >= 6, "{name}");
         assert!(
             number(&report, "peak_bytes") <= number(&report, "budget_bytes"),
