@@ -19,10 +19,12 @@ use std::sync::Arc;
 use clap::{Parser, ValueEnum};
 use offload_core::cpu::CpuDevice;
 use offload_core::decode::Float;
-use offload_core::executor::{Arrival, ArrivalPolicy, DeviceBudget, Offload};
+use offload_core::device::{Device, DeviceError};
+use offload_core::executor::{Arrival, ArrivalPolicy, ArrivedTensor, DeviceBudget, Offload};
 use offload_core::model::{Model, PassKind, Residency};
 use offload_core::swappable::TensorSpec;
 use offload_core::testing::toy::ToyBlock;
+use offload_cuda::CudaDevice;
 use offload_wan::Checkpoint;
 
 /// Writes one tensor as it arrives through the executor: raw numbers, little-endian, row by row.
@@ -78,12 +80,10 @@ fn main() -> ExitCode {
 }
 
 fn dump(arguments: Arguments, _out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
-    if arguments.device == DeviceName::Cuda {
-        offload_cuda::probe()?;
-        return Err(
-            "CUDA is there, but this version cannot stream to it yet: use --device cpu".into(),
-        );
-    }
+    let cuda = match arguments.device {
+        DeviceName::Cpu => None,
+        DeviceName::Cuda => Some(CudaDevice::new(0)?),
+    };
     let checkpoint = Checkpoint::open_all(&arguments.files)?;
     let tensor = &find(&checkpoint, &arguments.tensor)?;
     let policy = arguments.dtype.policy();
@@ -99,24 +99,46 @@ fn dump(arguments: Arguments, _out: &mut dyn Write) -> Result<(), Box<dyn Error>
             return Err(format!("{} is to be read and written", input.display()).into());
         }
     }
+    let bytes = match cuda {
+        None => {
+            let device = CpuDevice::new();
+            let stream = device.inline_stream();
+            stream_tensor(&device, &stream, tensor, policy, |arrived| {
+                let bytes = arrived.host_bytes();
+                Ok(bytes.expect("inline streams give bytes").to_vec())
+            })
+        }
+        Some(device) => {
+            let stream = device.create_stream("compute")?;
+            stream_tensor(&device, &stream, tensor, policy, |arrived| {
+                device.read(&stream, &arrived.view())
+            })
+        }
+    }?;
+    write(&arguments.out, &bytes)
+}
+
+/// Streams a tensor like a block of its own, and has `read` take the bytes that arrived on `stream`.
+fn stream_tensor<D: Device>(
+    device: &D,
+    stream: &D::Stream,
+    tensor: &TensorSpec,
+    policy: ArrivalPolicy,
+    read: impl FnOnce(&ArrivedTensor<'_, D>) -> Result<Vec<u8>, DeviceError>,
+) -> Result<Vec<u8>, Box<dyn Error>> {
     let block = Arc::new(ToyBlock::new("tensor", vec![tensor.clone()]));
     let model = Model::new(vec![block])?.with_residency(0, Residency::Never)?;
-    let device = CpuDevice::new();
-    let stream = device.inline_stream();
-    let mut offload = Offload::builder(&device)
+    let mut offload = Offload::builder(device)
         .model(model)
         .arrival(policy)
         .remainder_below(0)
         .device_budget(DeviceBudget::Least)
         .build()?;
-    let mut pass = offload.pass(PassKind::FULL, &stream)?;
+    let mut pass = offload.pass(PassKind::FULL, stream)?;
     pass.last();
     let lease = pass.acquire()?.expect("the model has one block");
     let arrived = lease.tensor(tensor.name())?;
-    write(
-        &arguments.out,
-        arrived.host_bytes().expect("inline streams give bytes"),
-    )
+    Ok(read(&arrived)?)
 }
 
 /// The tensor, with the scale that lies beside it.

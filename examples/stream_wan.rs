@@ -8,9 +8,17 @@
 //! ```
 //!
 //! Without a file it writes a small checkpoint to a temporary folder first. It runs the passes twice: once with
-//! everything resident, once within the budget, and compares the results bit for bit. Of a pair of experts the one for
-//! high noise makes the first half of the passes.
+//! everything resident, once within the budget, and compares the results bit for bit. Where the device does not hold
+//! everything the first run is in the least memory instead. Of a pair of experts the one for high noise makes the first
+//! half of the passes.
+//!
+//! On a GPU the planner is told what was measured: the rate of the wire before, and how long each visit computes in the
+//! run with everything resident.
 
+#[path = "support/cuda.rs"]
+mod cuda;
+#[path = "support/engine.rs"]
+mod engine;
 #[path = "support/log.rs"]
 mod log;
 #[path = "support/matrix.rs"]
@@ -32,17 +40,19 @@ use std::process::ExitCode;
 
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
+use cuda::CudaEngine;
+use engine::{CpuEngine, Engine, Recorded};
 use indicatif::{ProgressBar, ProgressStyle};
-use matrix::Activation;
-use offload_core::cpu::CpuDevice;
-use offload_core::decode::{self, Float};
+use offload_core::decode::Float;
+use offload_core::device::Device;
 use offload_core::executor::{
-    Arrival, ArrivalPolicy, DeviceBudget, Offload, OffloadError, Report as OffloadReport, Span,
+    Arrival, ArrivalPolicy, Costs, DeviceBudget, HostReport, Offload, OffloadError,
+    Report as OffloadReport, Settings, Shortage, Span,
 };
 use offload_core::model::{Model, PassKind};
-use offload_core::plan::{Form, Plan, PlanError, Verdict};
-use offload_core::swappable::Role;
+use offload_core::plan::{Budget, Form, Plan, PlanError, Verdict};
 use offload_core::testing::{Observed, Recorder};
+use offload_cuda::CudaDevice;
 use offload_wan::{
     BlockSwap, Checkpoint, Expert, ExpertChange, StepPass, SynthesizeSpec, Variant, WanModel,
     synthesize,
@@ -59,7 +69,7 @@ struct Arguments {
     /// The checkpoint; several files are the shards of one model. Without one, a small checkpoint is made.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Where to compute.
+    /// Where to compute; auto: on the GPU if there is one that can be used.
     #[arg(long, value_enum, default_value_t = DeviceName::Auto)]
     device: DeviceName,
     /// Device memory: a size such as 8GiB or 900MiB, or `least`. Default: 60 % of what everything resident
@@ -78,7 +88,11 @@ struct Arguments {
     /// How often to walk the model.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     passes: u32,
-    /// The form in which matrices arrive; `stored` is for vectors too, which arrive as f32 otherwise.
+    /// What the streamed run is compared with. Default: resident if the device holds that, else least.
+    #[arg(long, value_enum, value_name = "RUN")]
+    compare_with: Option<ComparedWith>,
+    /// The form in which matrices arrive; `stored` is for vectors too, which arrive as f32 otherwise. Matrices that are
+    /// no floats are read but not multiplied.
     #[arg(long, value_enum, default_value_t = ArrivalName::Bf16)]
     arrive: ArrivalName,
     /// Print one JSON document.
@@ -94,6 +108,28 @@ enum DeviceName {
     Auto,
     Cpu,
     Cuda,
+}
+
+/// A run whose results those of the streamed run are to equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum ComparedWith {
+    /// Everything stays on the device.
+    Resident,
+    /// In the least memory that will do.
+    Least,
+    /// In all memory that is free but a little.
+    Most,
+}
+
+impl ComparedWith {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Resident => "with everything resident",
+            Self::Least => "in the least memory",
+            Self::Most => "in the most memory",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -126,6 +162,13 @@ fn parse_budget(text: &str) -> Result<DeviceBudget, String> {
     }
 }
 
+/// What came of comparing the two runs.
+struct Comparison {
+    identical: bool,
+    with: ComparedWith,
+    resident_peak_bytes: u64,
+}
+
 /// What is printed.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -133,6 +176,10 @@ struct Report {
     device: String,
     /// Both runs gave the same bits.
     identical: bool,
+    /// What the other run was.
+    compared_with: ComparedWith,
+    /// What each pass of the streamed run gave, in hexadecimal digits: the same on every device.
+    digests: Vec<String>,
     budget_bytes: u64,
     peak_bytes: u64,
     /// What everything resident takes.
@@ -146,6 +193,12 @@ struct Report {
     prefetched_past_end_bytes: u64,
     /// Bytes of all uploads, counted by a device around the device.
     uploaded_bytes: u64,
+    /// How streamed sources come to the device.
+    host: HostReport,
+    /// What memory was short, and what was done.
+    shortages: Vec<Shortage>,
+    /// What the planner was told: measured on a GPU, assumed elsewhere.
+    wire_bytes_per_second: f64,
     pass_seconds: Vec<f64>,
     stall_seconds: Vec<f64>,
     predicted_pass_seconds: f64,
@@ -172,12 +225,15 @@ struct KindReport {
 /// Tokens of a prompt, and of an image that CLIP encodes.
 const CACHED_TOKENS: (u64, u64) = (512, 257);
 
+/// Device memory that the run in the most memory leaves to others.
+const HEADROOM: u64 = 256 << 20;
+
 fn main() -> ExitCode {
     program::run(stream)
 }
 
 fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
-    choose_device(arguments.device)?;
+    let (cuda, notes) = choose_device(arguments.device)?;
     // Opened first: a run of hours must not end with a bad path.
     let trace = match &arguments.trace {
         Some(path) => {
@@ -185,10 +241,10 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
         }
         None => None,
     };
-    let folder = tempfile::tempdir()?;
     if arguments.swap.is_debug() {
         log::to_stderr();
     }
+    let folder = tempfile::tempdir()?;
     let checkpoint = if arguments.files.is_empty() {
         let path = folder.path().join("wan_demo.gguf");
         synthesize(&SynthesizeSpec::default(), &path)?;
@@ -204,71 +260,230 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
     let low = arguments.low.open()?;
     let subject = Subject::new(&checkpoint, low.as_ref(), &arguments.which_passes, passes)?;
     let swap = arguments.swap.swap(subject.wan.as_ref())?;
-    let kinds = first_passes(subject.wan.as_ref(), passes);
-    let model = &subject.model;
-    let policy = arguments.arrive.policy();
-    let traces = trace.is_some() || arguments.swap.is_debug();
-
-    let everything = Run::new(model, policy, DeviceBudget::LeaveFree(0), false, None)?;
-    let resident_peak_bytes = everything.offload.plan().arena_bytes;
-    let visits = |kind: &PassKind| model.kinds()[kind.index()].visits().len() as u64;
-    let bar = ProgressBar::new(2 * kinds.iter().map(visits).sum::<u64>());
-    if arguments.json {
-        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
-    }
-    let style = "{msg:10} {bar:40} {pos}/{len} visits, {elapsed}";
-    bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
-    bar.set_message("resident");
-    let expected = everything.passes(&kinds, &bar)?;
-
-    let within = match (&swap, arguments.budget) {
-        (Some(swap), _) => Run::swapped(subject.wan.as_ref(), swap, policy, traces)?,
-        (None, Some(budget)) => Run::new(model, policy, budget, traces, None)?,
-        (None, None) => {
-            let budget = DeviceBudget::Bytes(resident_peak_bytes / 5 * 3);
-            match Run::new(model, policy, budget, traces, None) {
-                Err(OffloadError::Plan(PlanError::BudgetTooSmall { .. })) => {
-                    Run::new(model, policy, DeviceBudget::Least, traces, None)?
-                }
-                run => run?,
-            }
+    let variant = checkpoint.detection().variant;
+    let job = Job {
+        kinds: first_passes(subject.wan.as_ref(), passes),
+        policy: arguments.arrive.policy(),
+        variant: variant.map(|variant| variant.to_string()),
+        subject,
+        swap,
+        trace,
+        notes,
+        arguments,
+    };
+    match cuda {
+        Some(device) => {
+            let engine = CudaEngine::new(device, &job.subject.model)?;
+            job.run(engine, out)
         }
-    };
-    let plan = within.offload.plan().clone();
-    if !arguments.json {
-        writeln!(out, "{plan}")?;
-        out.flush()?;
+        None => job.run(CpuEngine::new(), out),
     }
-    bar.set_message("streamed");
-    let streamed = within.passes(&kinds, &bar)?;
-    bar.finish_and_clear();
-    if let Some(swap) = &swap {
-        swap.log_spans(&streamed.spans);
+}
+
+/// The GPU, if that is to compute, and what is to be told about the choice.
+fn choose_device(name: DeviceName) -> Result<(Option<CudaDevice>, Vec<String>), Box<dyn Error>> {
+    if name == DeviceName::Cpu {
+        return Ok((None, Vec::new()));
     }
-    if let (Some(file), Some(path)) = (trace, &arguments.trace) {
-        write_trace(file, &streamed.spans)
-            .map_err(|error| format!("{}: {error}", path.display()))?;
+    match CudaDevice::new(0) {
+        Ok(device) => Ok((Some(device), Vec::new())),
+        Err(reason) if name == DeviceName::Auto => {
+            let note = format!("computed on the CPU: {}", program::one_line(&reason));
+            Ok((None, vec![note]))
+        }
+        Err(reason) => Err(reason.into()),
+    }
+}
+
+/// What is asked for, whatever the device.
+struct Job {
+    arguments: Arguments,
+    variant: Option<String>,
+    subject: Subject,
+    swap: Option<BlockSwap>,
+    policy: ArrivalPolicy,
+    kinds: Vec<PassKind>,
+    trace: Option<File>,
+    /// To be told at the end: an error is the only line on standard error.
+    notes: Vec<String>,
+}
+
+impl Job {
+    fn run<E: Engine>(mut self, mut engine: E, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
+        let measured = engine.measure()?;
+        let mut costs = measured.clone().unwrap_or_default();
+        let resident_peak_bytes = self.resident_bytes()?;
+        let (reference, compared_with) =
+            self.reference(&engine, resident_peak_bytes, &costs, measured.is_some())?;
+        let bar = self.progress_bar();
+        bar.set_message("reference");
+        let expected = reference.passes(&mut engine, &self.kinds, &bar)?;
+        if measured.is_some() && compared_with == ComparedWith::Resident {
+            costs.compute_s = self.visit_seconds(&expected);
+        }
+
+        let within = self.within(&engine, resident_peak_bytes, &costs)?;
+        let plan = within.offload.plan().clone();
+        if !self.arguments.json {
+            writeln!(out, "{plan}")?;
+            out.flush()?;
+        }
+        bar.set_message("streamed");
+        let streamed = within.passes(&mut engine, &self.kinds, &bar)?;
+        bar.finish_and_clear();
+        if let Some(swap) = &self.swap {
+            swap.log_spans(&streamed.spans);
+        }
+        if let (Some(file), Some(path)) = (self.trace.take(), &self.arguments.trace) {
+            write_trace(file, &streamed.spans)
+                .map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+
+        let comparison = Comparison {
+            identical: streamed.digests == expected.digests,
+            with: compared_with,
+            resident_peak_bytes,
+        };
+        let report = Report::new(&self, &plan, &streamed, comparison, &costs);
+        for note in &self.notes {
+            writeln!(io::stderr(), "note: {note}")?;
+        }
+        if self.arguments.json {
+            serde_json::to_writer_pretty(&mut *out, &report)?;
+            writeln!(out)?;
+        } else {
+            report.print(out)?;
+        }
+        if report.identical {
+            Ok(())
+        } else {
+            Err("the results of the two runs differ".into())
+        }
     }
 
-    let variant = checkpoint
-        .detection()
-        .variant
-        .map(|variant| variant.to_string());
-    let report = Report {
-        identical: streamed.digests == expected.digests,
-        pass_kinds: kinds.iter().map(|kind| kind.0).collect(),
-        ..Report::new(variant, &subject, &plan, &streamed, resident_peak_bytes)
-    };
-    if arguments.json {
-        serde_json::to_writer_pretty(&mut *out, &report)?;
-        writeln!(out)?;
-    } else {
-        report.print(out)?;
+    fn progress_bar(&self) -> ProgressBar {
+        let kinds = self.subject.model.kinds();
+        let visits = |kind: &PassKind| kinds[kind.index()].visits().len() as u64;
+        let bar = ProgressBar::new(2 * self.kinds.iter().map(visits).sum::<u64>());
+        if self.arguments.json {
+            bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+        }
+        let style = "{msg:10} {bar:40} {pos}/{len} visits, {elapsed}";
+        bar.set_style(ProgressStyle::with_template(style).expect("a fixed template"));
+        bar
     }
-    if report.identical {
-        Ok(())
-    } else {
-        Err("the results of the two runs differ".into())
+
+    /// What everything resident takes.
+    fn resident_bytes(&self) -> Result<u64, Box<dyn Error>> {
+        let settings = Settings {
+            arrival: self.policy,
+            ..Settings::default()
+        };
+        let workload = settings.workload(&self.subject.model, true);
+        let plan = settings.plan(&workload, Budget::Bytes(u64::MAX))?;
+        Ok(plan.arena_bytes)
+    }
+
+    /// Makes the run ready that the streamed one is compared with.
+    fn reference<E: Engine>(
+        &mut self,
+        engine: &E,
+        resident_bytes: u64,
+        costs: &Costs,
+        trace: bool,
+    ) -> Result<Reference<E::Device>, Box<dyn Error>> {
+        let run = |budget| {
+            let model = &self.subject.model;
+            Run::new(engine, model, self.policy, budget, costs, trace, None)
+        };
+        let asked = self.arguments.compare_with;
+        if asked.is_none_or(|asked| asked == ComparedWith::Resident) {
+            let free_bytes = engine.device().memory()?.free_bytes;
+            if resident_bytes <= free_bytes {
+                let run = run(DeviceBudget::LeaveFree(0))?;
+                // The device may have refused as much, and got a smaller arena.
+                if run.streamed_blocks() == 0 {
+                    return Ok((run, ComparedWith::Resident));
+                }
+            }
+            let reason = format!(
+                "everything resident takes {resident_bytes} bytes, the device has {free_bytes} free"
+            );
+            if asked.is_some() {
+                return Err(reason.into());
+            }
+            self.notes
+                .push(format!("{reason}: two streamed runs are compared"));
+        }
+        // Two runs within the same budget would say little.
+        let least = self.arguments.budget == Some(DeviceBudget::Least);
+        let with = asked.unwrap_or(if least {
+            ComparedWith::Most
+        } else {
+            ComparedWith::Least
+        });
+        let run = run(match with {
+            ComparedWith::Least => DeviceBudget::Least,
+            ComparedWith::Resident | ComparedWith::Most => DeviceBudget::LeaveFree(HEADROOM),
+        })?;
+        Ok((run, with))
+    }
+
+    /// The run that is asked for.
+    fn within<E: Engine>(
+        &self,
+        engine: &E,
+        resident_bytes: u64,
+        costs: &Costs,
+    ) -> Result<Run<E::Device>, Box<dyn Error>> {
+        let traces = self.trace.is_some() || self.arguments.swap.is_debug();
+        let run = |budget| {
+            let model = &self.subject.model;
+            Run::new(engine, model, self.policy, budget, costs, traces, None)
+        };
+        if let Some(swap) = &self.swap {
+            // The original block swap: so many blocks leave the device, all else stays.
+            let wan = self.subject.wan.clone();
+            let wan = swap.apply(wan.ok_or("only a WAN transformer is swapped")?)?;
+            let ahead = (swap.prefetch_blocks > 0).then_some(swap.prefetch_blocks);
+            let (model, budget) = (wan.model(), DeviceBudget::Least);
+            return Ok(Run::new(
+                engine,
+                model,
+                self.policy,
+                budget,
+                costs,
+                traces,
+                ahead,
+            )?);
+        }
+        if let Some(budget) = self.arguments.budget {
+            return Ok(run(budget)?);
+        }
+        match run(DeviceBudget::Bytes(resident_bytes / 5 * 3)) {
+            Err(OffloadError::Plan(PlanError::BudgetTooSmall { .. })) => {
+                Ok(run(DeviceBudget::Least)?)
+            }
+            run => Ok(run?),
+        }
+    }
+
+    /// How long each visit of each kind computed when it was made last.
+    fn visit_seconds(&self, outcome: &Outcome) -> Vec<Vec<f64>> {
+        let kinds = self.subject.model.kinds().iter().enumerate();
+        let of_kind = |(kind, _)| {
+            let mut passes = outcome.report.passes.iter().rev();
+            let Some(last) = passes.find(|pass| pass.kind == kind) else {
+                // Never made; missing times are not known.
+                return Vec::new();
+            };
+            let spans = outcome.spans.iter();
+            spans
+                .filter(|span| span.pass == last.pass && span.stage == "compute")
+                .map(|span| (span.end_s - span.begin_s).max(0.0))
+                .collect()
+        };
+        kinds.map(of_kind).collect()
     }
 }
 
@@ -296,24 +511,14 @@ fn first_passes(wan: Option<&WanModel>, count: u32) -> Vec<PassKind> {
     }
 }
 
-/// The only device that can be streamed to so far is the CPU device; asking for another is an error.
-fn choose_device(name: DeviceName) -> Result<(), Box<dyn Error>> {
-    match name {
-        DeviceName::Cpu | DeviceName::Auto => Ok(()),
-        DeviceName::Cuda => {
-            offload_cuda::probe()?;
-            Err("CUDA is there, but this version cannot stream to it yet: use --device cpu".into())
-        }
-    }
+/// A model made ready on a device.
+struct Run<D: Device> {
+    device: Recorded<D>,
+    offload: Offload<Recorded<D>>,
 }
 
-type RecordedDevice = Observed<CpuDevice, Recorder>;
-
-/// A model made ready on a device of its own.
-struct Run {
-    device: RecordedDevice,
-    offload: Offload<RecordedDevice>,
-}
+/// The run that the streamed one is compared with, and which that is.
+type Reference<D> = (Run<D>, ComparedWith);
 
 /// What came of the passes.
 struct Outcome {
@@ -324,19 +529,22 @@ struct Outcome {
     uploaded_bytes: u64,
 }
 
-impl Run {
+impl<D: Device> Run<D> {
     fn new(
+        engine: &impl Engine<Device = D>,
         model: &Model,
         policy: ArrivalPolicy,
         budget: DeviceBudget,
+        costs: &Costs,
         trace: bool,
         blocks_ahead: Option<u32>,
     ) -> Result<Self, OffloadError> {
-        let device = Observed::new(CpuDevice::new(), Recorder::new());
+        let device = Observed::new(engine.device().clone(), Recorder::new());
         let builder = Offload::builder(&device)
             .model(model.clone())
             .arrival(policy)
             .device_budget(budget)
+            .costs(costs.clone())
             .trace(trace);
         let builder = match blocks_ahead {
             Some(blocks) => builder.blocks_ahead(blocks),
@@ -346,55 +554,37 @@ impl Run {
         Ok(Self { device, offload })
     }
 
-    /// The original block swap: so many blocks leave the device, all else stays.
-    fn swapped(
-        wan: Option<&WanModel>,
-        swap: &BlockSwap,
-        policy: ArrivalPolicy,
-        trace: bool,
-    ) -> Result<Self, Box<dyn Error>> {
-        let wan = wan.ok_or("only a WAN transformer is swapped")?;
-        let wan = swap.apply(wan.clone())?;
-        let ahead = (swap.prefetch_blocks > 0).then_some(swap.prefetch_blocks);
-        Ok(Self::new(
-            wan.model(),
-            policy,
-            DeviceBudget::Least,
-            trace,
-            ahead,
-        )?)
+    fn streamed_blocks(&self) -> usize {
+        streamed_blocks(self.offload.plan())
     }
 
-    fn passes(mut self, kinds: &[PassKind], bar: &ProgressBar) -> Result<Outcome, Box<dyn Error>> {
-        let stream = self.device.inner().inline_stream();
+    fn passes(
+        mut self,
+        engine: &mut impl Engine<Device = D>,
+        kinds: &[PassKind],
+        bar: &ProgressBar,
+    ) -> Result<Outcome, Box<dyn Error>> {
         let mut digests = Vec::new();
         for (number, &kind) in kinds.iter().enumerate() {
-            let mut activation = Activation::new(256);
-            let mut pass = self.offload.pass(kind, &stream)?;
+            engine.begin()?;
+            let mut pass = self.offload.pass(kind, engine.stream())?;
             match kinds.get(number + 1) {
                 Some(&next) => pass.then(next)?,
                 None => pass.last(),
             }
             while let Some(lease) = pass.acquire()? {
                 for (name, role) in lease.tensor_roles() {
-                    let tensor = match lease.tensor(name) {
+                    match lease.tensor(name) {
                         // An engine has kept what these gave.
-                        Err(OffloadError::NotDemanded { .. }) => continue,
-                        tensor => tensor?,
-                    };
-                    let bytes = tensor.host_bytes().expect("inline streams give bytes");
-                    match (role, tensor.shape().first()) {
-                        (Role::Matrix, Some(&rows)) if is_number(tensor.encoding()) => {
-                            let rows = usize::try_from(rows)?;
-                            activation.multiply(bytes, tensor.encoding(), rows)?;
-                        }
-                        _ => activation.read(bytes),
+                        Err(OffloadError::NotDemanded { .. }) => {}
+                        tensor => engine.take(role, &tensor?)?,
                     }
                 }
                 drop(lease);
                 bar.inc(1);
             }
-            digests.push(activation.digest());
+            drop(pass);
+            digests.push(engine.finish()?);
         }
         let report = self.offload.report()?;
         let uploaded_bytes = self.device.observer().counts().upload_bytes;
@@ -407,37 +597,40 @@ impl Run {
     }
 }
 
-/// Whether the activation can be multiplied with it; integers are only looked at.
-fn is_number(encoding: offload_core::encoding::Encoding) -> bool {
-    Float::from_encoding(encoding).is_some() || decode::is_supported(encoding)
+fn streamed_blocks(plan: &Plan) -> usize {
+    let blocks = plan.blocks.iter();
+    blocks.filter(|block| block.form == Form::Streamed).count()
 }
 
 impl Report {
     fn new(
-        variant: Option<String>,
-        subject: &Subject,
+        job: &Job,
         plan: &Plan,
         outcome: &Outcome,
-        resident_peak_bytes: u64,
+        comparison: Comparison,
+        costs: &Costs,
     ) -> Self {
+        let wan = job.subject.wan.as_ref();
         let kind = &plan.kinds[PassKind::FULL.index()];
         let report = &outcome.report;
-        let streamed = plan
-            .blocks
-            .iter()
-            .filter(|block| block.form == Form::Streamed);
+        let digests = outcome.digests.iter();
         Self {
-            variant,
+            variant: job.variant.clone(),
             device: report.device.clone(),
-            identical: false,
+            identical: comparison.identical,
+            compared_with: comparison.with,
+            digests: digests.map(|digest| format!("{digest:016x}")).collect(),
             budget_bytes: report.budget_bytes,
             peak_bytes: report.arena_bytes,
-            resident_peak_bytes,
-            streamed_blocks: streamed.count(),
+            resident_peak_bytes: comparison.resident_peak_bytes,
+            streamed_blocks: streamed_blocks(plan),
             load_bytes: report.load_bytes,
             wire_bytes_per_pass: kind.wire_bytes_per_pass,
             prefetched_past_end_bytes: report.past_end_bytes,
             uploaded_bytes: outcome.uploaded_bytes,
+            host: report.host.clone(),
+            shortages: report.shortages.clone(),
+            wire_bytes_per_second: costs.rates.wire_bytes_per_s,
             pass_seconds: report.passes.iter().map(|pass| pass.pass_s).collect(),
             stall_seconds: report.passes.iter().map(|pass| pass.stall_s).collect(),
             predicted_pass_seconds: kind.predicted_pass_s,
@@ -453,9 +646,9 @@ impl Report {
                     verdict: kind.verdict,
                 })
                 .collect(),
-            pass_kinds: Vec::new(),
-            expert_change: subject.wan.as_ref().and_then(|wan| wan.expert_change(plan)),
-            cached_bytes: subject.wan.as_ref().map_or(0, |wan| {
+            pass_kinds: job.kinds.iter().map(|kind| kind.0).collect(),
+            expert_change: wan.and_then(|wan| wan.expert_change(plan)),
+            cached_bytes: wan.map_or(0, |wan| {
                 let (text, image) = CACHED_TOKENS;
                 wan.cached_bytes(text, image)
             }),
@@ -491,6 +684,20 @@ impl Report {
             ByteSize(self.wire_bytes_per_pass),
             self.streamed_blocks
         )?;
+        let host = &self.host;
+        writeln!(
+            out,
+            "sources     {} mapped, {} copied, {} staged",
+            ByteSize(host.mapped_bytes),
+            ByteSize(host.copied_bytes),
+            ByteSize(host.staged_bytes)
+        )?;
+        for note in &host.notes {
+            writeln!(out, "because     {note}")?;
+        }
+        for shortage in &self.shortages {
+            writeln!(out, "short       {shortage}")?;
+        }
         if self.kinds.len() > 1 {
             for kind in &self.kinds {
                 let (name, bytes) = (&kind.name, ByteSize(kind.wire_bytes_per_pass));
@@ -519,10 +726,8 @@ impl Report {
         } else {
             "DIFFERENT from"
         };
-        writeln!(
-            out,
-            "result      {verdict} the run with everything resident"
-        )
+        let with = self.compared_with.name();
+        writeln!(out, "result      {verdict} the run {with}")
     }
 }
 

@@ -15,7 +15,8 @@ static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| support::build("stream_wan"
 
 fn json(arguments: &[&str]) -> Value {
     let fixture = support::fixture();
-    let mut all = vec![fixture.to_str().expect("paths here are text"), "--json"];
+    let fixture = fixture.to_str().expect("paths here are text");
+    let mut all = vec![fixture, "--device", "cpu", "--json"];
     all.extend(arguments);
     support::json(&PROGRAM, &all)
 }
@@ -228,6 +229,7 @@ fn every_family_naming_and_encoding_is_streamed() {
             &[&path, "--budget", "least", "--passes", "2", "--json"],
         );
         assert_eq!(report["identical"], true, "{name}");
+        assert_eq!(report["compared_with"], "resident", "{name}");
         assert!(number(&report, "streamed_blocks") >= 6, "{name}");
         assert!(
             number(&report, "peak_bytes") <= number(&report, "budget_bytes"),
@@ -363,16 +365,55 @@ fn a_full_disk_is_an_error_that_names_the_file() {
 }
 
 #[test]
-fn cuda_is_refused_with_the_reason_where_it_cannot_be_used() {
+fn where_cuda_cannot_be_used_the_reason_is_told() {
+    if offload_cuda::probe().is_ok() {
+        println!("SKIPPED: CUDA can be used here");
+        return;
+    }
     let fixture = support::fixture();
-    let arguments = [
-        fixture.to_str().expect("paths here are text"),
-        "--device",
-        "cuda",
-    ];
-    assert!(
-        support::refused(&PROGRAM, &arguments)
-            .to_lowercase()
-            .contains("cuda")
-    );
+    let fixture = fixture.to_str().expect("paths here are text");
+    let line = support::refused(&PROGRAM, &[fixture, "--device", "cuda"]);
+    assert!(line.to_lowercase().contains("cuda"), "{line}");
+    let output = support::run(&PROGRAM, &[fixture, "--device", "auto", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("nothing but JSON");
+    assert_eq!(report["device"], "cpu");
+    let told = String::from_utf8(output.stderr).expect("is text");
+    let reason = line.trim_end().trim_start_matches("error: ");
+    assert_eq!(told, format!("note: computed on the CPU: {reason}\n"));
+}
+
+#[test]
+fn other_weights_give_other_digests() {
+    let folder = TempDir::new().expect("a folder can be made");
+    let digests = |seed, arrive: &str| {
+        let spec = SynthesizeSpec {
+            seed,
+            ..small(Family::T2v21)
+        };
+        let path = made(&folder, "t2v.gguf", &spec);
+        let arguments = [&path, "--arrive", arrive, "--passes", "2", "--json"];
+        let report = support::json(&PROGRAM, &arguments);
+        let digests = report["digests"].as_array().expect("a list").clone();
+        assert_eq!(digests.len(), 2);
+        assert_eq!(digests[0], digests[1], "passes are alike");
+        digests[0].clone()
+    };
+    for arrive in ["bf16", "stored"] {
+        let first = digests(1, arrive);
+        assert_eq!(first, digests(1, arrive));
+        assert_ne!(first, digests(2, arrive));
+    }
+}
+
+#[test]
+fn two_streamed_runs_can_be_compared() {
+    for (with, budget) in [("least", "900MiB"), ("most", "least")] {
+        let report = json(&["--compare-with", with, "--budget", budget]);
+        check(&report, 4);
+        assert_eq!(report["compared_with"], with);
+    }
+    let report = json(&["--budget", "least"]);
+    assert_eq!(report["compared_with"], "resident");
+    assert!(number(&report["host"], "staged_bytes") > 0);
 }

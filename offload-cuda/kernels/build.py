@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Makes the PTX files in offload-cuda/src/kernels from the CUDA source beside them, and the codebooks' part of that.
+"""Makes the PTX files in offload-cuda/src/kernels and examples/support from the CUDA source beside them, and the
+codebooks' part of that.
 
 usage: build.py            writes the files
        build.py --check    makes them elsewhere, compares, and assembles them for every architecture they serve
@@ -24,9 +25,11 @@ PTXAS = "nvidia-cuda-nvcc==13.0.88"
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "offload-cuda" / "src" / "kernels"
 GRIDS = ROOT / "offload-core" / "src" / "decode" / "grids.rs"
-# Virtual architecture, and what its PTX is assembled for.
-TARGETS = {75: [75], 80: [80, 86, 89, 90, 100, 120]}
-MODULES = ["decode"]
+# Source, and by virtual architecture what its PTX is assembled for.
+MODULES = {
+    SOURCES / "decode.cu": {75: [75], 80: [80, 86, 89, 90, 100, 120]},
+    ROOT / "examples" / "support" / "matrix.cu": {75: [75, 80, 86, 89, 90, 100, 120]},
+}
 # Results are compared bit for bit with the reference: nothing may be contracted, approximated or flushed.
 OPTIONS = ["-std=c++17", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"]
 
@@ -153,10 +156,10 @@ def main():
         books.write_bytes(codebooks())
     elif books.read_bytes() != codebooks():
         stale.append(books.name)
-    for module in MODULES:
-        for arch, machines in TARGETS.items():
-            ptx = nvrtc.compile(SOURCES / f"{module}.cu", arch)
-            path = SOURCES / f"{module}_{arch}.ptx"
+    for source, targets in MODULES.items():
+        for arch, machines in targets.items():
+            ptx = nvrtc.compile(source, arch)
+            path = source.with_name(f"{source.stem}_{arch}.ptx")
             if not check:
                 path.write_bytes(ptx)
                 print(f"{path.name}: {len(ptx)} bytes")

@@ -6,10 +6,29 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
-/// Builds an example and gives its path: running one test alone does not build the examples.
+/// The repository: where the test is run, which may be another place than where it was built.
+fn root() -> PathBuf {
+    let root = std::env::var_os("CARGO_MANIFEST_DIR");
+    root.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
+/// A file or folder of the core's test data.
+pub(crate) fn data(name: &str) -> PathBuf {
+    root().join("offload-core/tests/data").join(name)
+}
+
+/// Builds an example and gives its path: running one test alone does not build the examples. If `OFFLOAD_EXAMPLES_DIR`
+/// is set it was built already, and lies there.
 pub(crate) fn build(example: &str) -> PathBuf {
+    let file = format!("{example}{}", std::env::consts::EXE_SUFFIX);
+    if let Some(folder) = std::env::var_os("OFFLOAD_EXAMPLES_DIR") {
+        let program = Path::new(&folder).join(file);
+        assert!(program.is_file(), "{} is not there", program.display());
+        return program;
+    }
     let test = std::env::current_exe().expect("a running test has a path");
     let profile = test
         .parent()
@@ -17,7 +36,7 @@ pub(crate) fn build(example: &str) -> PathBuf {
         .expect("tests lie in target/PROFILE/deps");
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--example", example]);
-    build.current_dir(env!("CARGO_MANIFEST_DIR"));
+    build.current_dir(root());
     build.arg("--target-dir");
     build.arg(profile.parent().expect("a profile lies in target"));
     if profile.ends_with("release") {
@@ -25,9 +44,7 @@ pub(crate) fn build(example: &str) -> PathBuf {
     }
     let status = build.status().expect("cargo starts");
     assert!(status.success(), "{example} does not build");
-    profile
-        .join("examples")
-        .join(format!("{example}{}", std::env::consts::EXE_SUFFIX))
+    profile.join("examples").join(file)
 }
 
 pub(crate) fn run(program: &Path, arguments: &[impl AsRef<OsStr>]) -> Output {
@@ -57,7 +74,19 @@ pub(crate) fn refused(program: &Path, arguments: &[impl AsRef<OsStr>]) -> String
     line
 }
 
+/// SHA-256 in hexadecimal digits, as the golden hashes are written.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A small WAN T2V checkpoint made by the reference writer and encoders: 3 blocks, dim 256, `Q4_K_M`.
 pub(crate) fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("offload-core/tests/data/wan_t2v_d256_q4_k_m.gguf")
+    data("wan_t2v_d256_q4_k_m.gguf")
+}
+
+/// Hashes of the fixture's tensors by tensor and dtype, made by `make_golden.py` with the reference reader and decoder.
+pub(crate) fn golden() -> Map<String, Value> {
+    let text = std::fs::read(data("wan_t2v_d256_q4_k_m.sha256.json")).expect("is committed");
+    serde_json::from_slice(&text).expect("is JSON, tensors by name")
 }
