@@ -58,7 +58,7 @@ impl Shared {
     fn note(&self, reason: String) {
         let notes = &mut self.0.lock().notes;
         if notes.len() < NOTES && !notes.contains(&reason) {
-            warn!(%reason, "a source is staged");
+            warn!(%reason, "a source does not come the best way");
             notes.push(reason);
         }
     }
@@ -134,6 +134,8 @@ impl Pinner {
             let (end, ended) = bounded::<()>(0);
             let work = move || {
                 pin(&transfer, &targets, &shared, &wanted, &answer);
+                // Whoever waits for the end may be the last to use the device.
+                drop((transfer, targets));
                 drop(end);
             };
             let thread = std::thread::Builder::new().name("offload-pin".to_owned());
@@ -262,7 +264,10 @@ fn pin<D: Device>(
         let Target { source, steps } = &targets[index];
         let pinning = catch_unwind(AssertUnwindSafe(|| transfer.device.pin(source)));
         let answer = match pinning {
-            Ok(Ok(Pinning::Pinned { pinned, rung })) => {
+            Ok(Ok(Pinning::Pinned { pinned, rung, note })) => {
+                if let Some(note) = note {
+                    shared.note(note);
+                }
                 for &(kind, visit, position) in steps {
                     transfer.pinned(kind, visit, position, pinned.clone());
                 }
