@@ -174,3 +174,30 @@ fn a_copy_that_loses_the_device_is_the_last_word() {
 fn a_kernel_that_loses_the_device_is_the_last_word() {
     driver::alone(|driver| lose(driver, "cuLaunchKernel", true));
 }
+
+/// Nobody has been told yet when everything is dropped.
+#[test]
+fn a_device_that_is_lost_at_the_end_drops_without_a_hang() {
+    driver::alone(|driver| {
+        let device = CudaDevice::new(0).unwrap();
+        let model = pinned(&device, &work::model());
+        let stream = device.create_stream("compute").unwrap();
+        let mut offload = offload(&device, &model, DeviceBudget::Least, |plan| plan).unwrap();
+        let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+        drop(pass.acquire().unwrap());
+        stream
+            .launch_host(|| std::thread::sleep(Duration::from_millis(50)))
+            .unwrap();
+        // Lost once the stream has slept.
+        driver.fail("cuEventRecord", 1, ILLEGAL_ADDRESS, true);
+        let event = device.create_event().unwrap();
+        device.record(&stream, &event).unwrap();
+        let begin = Instant::now();
+        drop(pass);
+        drop((offload, event, stream, model));
+        assert_eq!((device.pinned_bytes(), device.live_handles()), (0, 0));
+        drop(device);
+        assert!(begin.elapsed() < Duration::from_secs(1));
+        assert_eq!(driver.live(), 0);
+    });
+}

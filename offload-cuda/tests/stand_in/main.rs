@@ -18,6 +18,8 @@ mod work;
 // The tests of the GPU.
 #[path = "../gpu/conformance.rs"]
 mod conformance;
+#[path = "../gpu/decoding.rs"]
+mod decoding;
 #[path = "../gpu/engine.rs"]
 mod engine;
 #[path = "../gpu/engines.rs"]
@@ -45,5 +47,11 @@ fn rounds(_name: &str, default: usize) -> usize {
 
 #[test]
 fn the_tests_of_the_gpu_pass() {
-    driver::all_of(&["conformance::", "engines::", "ladder::", "streaming::"]);
+    driver::all_of(&[
+        "conformance::",
+        "decoding::",
+        "engines::",
+        "ladder::",
+        "streaming::",
+    ]);
 }
