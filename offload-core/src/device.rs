@@ -100,6 +100,8 @@ pub enum Pinning<P> {
         pinned: P,
         /// How.
         rung: Rung,
+        /// Why no better way was taken, for people, if one was tried.
+        note: Option<String>,
     },
     /// Not now; asking again may help.
     Later {

@@ -226,8 +226,16 @@ struct Inner {
     jitter: Option<AtomicU64>,
     /// Memory from [`CudaDevice::allocate_pinned`].
     regions: Mutex<Vec<Weak<Locked>>>,
-    /// Mappings of files.
-    files: Mutex<Vec<Weak<Locked>>>,
+    /// Files that were mapped.
+    files: Mutex<Vec<MappedFile>>,
+}
+
+/// A file, as long as it is open, and its mapping.
+#[derive(Debug)]
+struct MappedFile {
+    file: Weak<SourceFile>,
+    /// Or why it is never asked for again.
+    mapping: Result<Weak<Locked>, String>,
 }
 
 /// One NVIDIA GPU. Clones name the same device.
@@ -373,6 +381,7 @@ impl CudaDevice {
             Some(pinned) => Pinning::Pinned {
                 pinned,
                 rung: Rung::Memory,
+                note: None,
             },
             None => Pinning::Staged {
                 reason: "memory that the device did not allocate is not page-locked".to_owned(),
@@ -394,14 +403,38 @@ impl CudaDevice {
             ));
         }
         let mut files = inner.files.lock();
-        files.retain(|mapped| mapped.strong_count() > 0);
-        let known = files.iter().filter_map(Weak::upgrade);
-        if let Some(mapped) = { known }.find(|mapped| mapped.maps(file)) {
-            return Ok(mapped);
+        files.retain(|known| known.file.strong_count() > 0);
+        let index = files
+            .iter()
+            .position(|known| known.file.as_ptr() == Arc::as_ptr(file));
+        match index.map(|index| &files[index].mapping) {
+            Some(Ok(mapping)) => {
+                if let Some(mapping) = mapping.upgrade() {
+                    return Ok(mapping);
+                }
+            }
+            Some(Err(reason)) => return Err(Refused::Always(reason.clone())),
+            None => {}
         }
-        let mapped = Arc::new(Locked::file(&inner.context, file)?);
-        files.push(Arc::downgrade(&mapped));
-        Ok(mapped)
+        let mapping = Arc::new(Locked::file(&inner.context, file)?);
+        let known = MappedFile {
+            file: Arc::downgrade(file),
+            mapping: Ok(Arc::downgrade(&mapping)),
+        };
+        match index {
+            Some(index) => files[index] = known,
+            None => files.push(known),
+        }
+        Ok(mapping)
+    }
+
+    /// Has no more of a file's mapping locked. What is locked stays.
+    fn refuse_mapping(&self, file: &Arc<SourceFile>, reason: &str) {
+        for known in &mut *self.0.files.lock() {
+            if known.file.as_ptr() == Arc::as_ptr(file) {
+                known.mapping = Err(reason.to_owned());
+            }
+        }
     }
 
     /// Locks a range of a file's mapping. Ends that are too short to be copied from there are copied now.
@@ -412,7 +445,12 @@ impl CudaDevice {
     ) -> Result<CudaPinned, Refused> {
         let mapped = self.mapping(file)?;
         let middle = mapped.copyable(range);
-        mapped.lock(&middle)?;
+        if let Err(refused) = mapped.lock(&middle) {
+            if let Refused::Always(reason) = &refused {
+                self.refuse_mapping(file, reason);
+            }
+            return Err(refused);
+        }
         let copy = |range: Range<usize>| -> Result<Option<Part>, Refused> {
             if range.is_empty() {
                 return Ok(None);
@@ -447,11 +485,16 @@ impl CudaDevice {
         let span = position(range.start)..position(range.end);
         let mapping = match self.map_file(file, &span) {
             Ok(pinned) => {
-                let rung = Rung::Mapping;
-                return Ok(Pinning::Pinned { pinned, rung });
+                return Ok(Pinning::Pinned {
+                    pinned,
+                    rung: Rung::Mapping,
+                    note: None,
+                });
             }
             Err(Refused::Device(error)) => return Err(error),
-            Err(Refused::Now(reason)) => return Ok(Pinning::Later { reason }),
+            Err(Refused::Now(reason) | Refused::Short { reason, .. }) => {
+                return Ok(Pinning::Later { reason });
+            }
             Err(Refused::Always(reason)) => reason,
         };
         if !self.0.options.copies {
@@ -461,8 +504,11 @@ impl CudaDevice {
         match host::locked_copy(&self.0.context, file, range) {
             Ok(locked) => {
                 let pinned = CudaPinned::whole(Arc::new(locked), 0..span.len());
-                let rung = Rung::Copy;
-                Ok(Pinning::Pinned { pinned, rung })
+                Ok(Pinning::Pinned {
+                    pinned,
+                    rung: Rung::Copy,
+                    note: Some(format!("{mapping}; it was copied")),
+                })
             }
             Err(CopyError::Device(error @ DeviceError::Lost { .. })) => Err(error),
             Err(error) => Ok(Pinning::Later {

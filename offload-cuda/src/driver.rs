@@ -66,6 +66,14 @@ fn describe(result: CUresult) -> String {
     )
 }
 
+/// Calls once more if it failed. A drop has nobody to tell, and a driver may return what went wrong elsewhere.
+pub(crate) fn insist(call: impl Fn() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
+    match call() {
+        Err(DeviceError::Failed { .. }) => call(),
+        result => result,
+    }
+}
+
 /// The device's primary context, which every other user of CUDA in this process shares.
 pub(crate) struct Context {
     raw: CUcontext,
@@ -353,7 +361,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.owned.is_some() && self.context.enter().is_ok() {
+        if self.owned.is_some() && insist(|| self.context.enter()).is_ok() {
             // SAFETY: made in `new`, destroyed once; work still under way goes on.
             let _ = unsafe { sys::cuStreamDestroy_v2(self.raw) };
         }
@@ -452,7 +460,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        if self.context.enter().is_ok() {
+        if insist(|| self.context.enter()).is_ok() {
             // SAFETY: made in `new`, destroyed once. The driver keeps what still waits for it.
             let _ = unsafe { sys::cuEventDestroy_v2(self.raw) };
         }
@@ -528,7 +536,7 @@ impl Drop for Allocation {
     fn drop(&mut self) {
         // Whatever reads or writes it has to end first. If the device is lost, nothing does any more, and the driver
         // frees the memory with the context.
-        if self.context.synchronize().is_ok() {
+        if insist(|| self.context.synchronize()).is_ok() {
             // SAFETY: allocated in `new`, freed once; the context is current since `synchronize`.
             let _ = unsafe { sys::cuMemFree_v2(self.address) };
         }
@@ -632,7 +640,7 @@ impl Kernel {
 
 impl Drop for Kernel {
     fn drop(&mut self) {
-        if self.context.enter().is_ok() {
+        if insist(|| self.context.enter()).is_ok() {
             // SAFETY: loaded in `load`, unloaded once, when no device is left that launches it.
             let _ = unsafe { sys::cuModuleUnload(self.module) };
         }
@@ -677,6 +685,13 @@ impl Registration {
         };
         // SAFETY: the memory is mapped, as asked for.
         let result = unsafe { sys::cuMemHostRegister_v2(pointer, reserved.bytes(), flags) };
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return Err(DeviceError::OutOfMemory {
+                requested_bytes: reserved.bytes() as u64,
+                // How much the system would lock it does not say.
+                free_bytes: 0,
+            });
+        }
         context.check("cuMemHostRegister", result)?;
         Ok(Self {
             context: Arc::clone(context),
@@ -689,7 +704,7 @@ impl Registration {
 impl Drop for Registration {
     /// The caller has waited for every copy.
     fn drop(&mut self) {
-        if self.context.enter().is_ok() {
+        if insist(|| self.context.enter()).is_ok() {
             // SAFETY: registered in `new`, and still mapped.
             let _ = unsafe { sys::cuMemHostUnregister(self.pointer) };
         }

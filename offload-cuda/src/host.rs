@@ -29,7 +29,7 @@ use offload_core::device::DeviceError;
 use offload_core::source::{SourceError, SourceFile};
 use parking_lot::Mutex;
 
-use crate::driver::{Context, Event, Registration, Stream};
+use crate::driver::{Context, Event, Registration, Stream, insist};
 use crate::live::Count;
 
 /// Bytes between cuts of anonymous memory. Below 2 GiB, which some drivers cannot register at once.
@@ -57,6 +57,13 @@ pub(crate) enum Refused {
     /// It may be another time.
     #[error("{0}")]
     Now(String),
+    /// Memory that can be locked is short. It may be another time.
+    #[error("{reason}")]
+    Short {
+        reason: String,
+        /// What of it there is, as far as is known.
+        free_bytes: u64,
+    },
     /// It never will.
     #[error("{0}")]
     Always(String),
@@ -98,11 +105,11 @@ impl Locked {
         };
         locked.lock(&(0..bytes)).map_err(|refused| match refused {
             Refused::Device(error) => error,
-            Refused::Now(_) => DeviceError::OutOfMemory {
+            Refused::Short { free_bytes, .. } => DeviceError::OutOfMemory {
                 requested_bytes: bytes as u64,
-                free_bytes: context.live.pinned_left(),
+                free_bytes,
             },
-            Refused::Always(reason) => DeviceError::Failed {
+            Refused::Now(reason) | Refused::Always(reason) => DeviceError::Failed {
                 call: "page-locking host memory",
                 reason,
             },
@@ -130,11 +137,6 @@ impl Locked {
             file: Some(Arc::clone(file)),
             _count: Count::new(&context.live),
         })
-    }
-
-    /// Whether this is a mapping of `file`.
-    pub(crate) fn maps(&self, file: &Arc<SourceFile>) -> bool {
-        (self.file.as_ref()).is_some_and(|mapped| Arc::ptr_eq(mapped, file))
     }
 
     fn map(&self) -> &MmapRaw {
@@ -188,12 +190,14 @@ impl Locked {
     fn lock_piece(&self, piece: &Range<usize>) -> Result<Registration, Refused> {
         let live = &self.context.live;
         let reserved = live.reserve(piece.len()).ok_or_else(|| {
-            Refused::Now(format!(
-                "{} more bytes do not fit the budget for pinned memory, {} of {} are used",
-                piece.len(),
-                live.pinned_bytes(),
-                live.pinned_budget()
-            ))
+            let (used, budget) = (live.pinned_bytes(), live.pinned_budget());
+            Refused::Short {
+                reason: format!(
+                    "{} more bytes do not fit the budget for pinned memory, {used} of {budget} are used",
+                    piece.len(),
+                ),
+                free_bytes: budget.saturating_sub(used),
+            }
         })?;
         // SAFETY: the piece lies within the mapping.
         let pointer = unsafe { self.map().as_mut_ptr().add(piece.start) };
@@ -206,9 +210,13 @@ impl Locked {
         };
         match locked {
             Ok(locked) => Ok(locked),
-            Err(DeviceError::Failed { reason, .. }) => {
-                Err(Refused::Always(format!("cuMemHostRegister: {reason}")))
+            Err(DeviceError::Failed { call, reason }) => {
+                Err(Refused::Always(format!("{call}: {reason}")))
             }
+            Err(DeviceError::OutOfMemory { free_bytes, .. }) => Err(Refused::Short {
+                reason: format!("the system locks no {} more bytes", piece.len()),
+                free_bytes,
+            }),
             Err(error) => Err(Refused::Device(error)),
         }
     }
@@ -266,7 +274,7 @@ impl Locked {
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        match self.context.synchronize() {
+        match insist(|| self.context.synchronize()) {
             // Nothing copies any more.
             Ok(()) | Err(DeviceError::Lost { .. }) => self.pieces.get_mut().locked.clear(),
             Err(_) => {

@@ -33,11 +33,6 @@ impl Live {
         self.pinned_budget
     }
 
-    /// Bytes left of the budget for page-locked memory.
-    pub(crate) fn pinned_left(&self) -> u64 {
-        self.pinned_budget.saturating_sub(self.pinned_bytes())
-    }
-
     /// Takes bytes from the budget for page-locked memory, if it has as many left.
     pub(crate) fn reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
         let fits = |used: u64| {

@@ -26,11 +26,12 @@ struct Table {
 /// Dropping it waits for everything that was submitted to the context.
 #[derive(Debug)]
 pub struct CudaProgram {
-    kernel: Arc<Kernel>,
     /// Holds the tables; the arena that they name.
     _tables: DeviceBuffer,
     arena: DeviceBuffer,
     tables: Vec<Table>,
+    /// Dropped last: the buffers wait for the launches.
+    kernel: Arc<Kernel>,
 }
 
 impl CudaProgram {

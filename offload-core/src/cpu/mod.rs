@@ -216,7 +216,11 @@ impl Device for CpuDevice {
             }
         };
         let pinned = CpuPinned::new(&self.shared, bytes);
-        Ok(Pinning::Pinned { pinned, rung })
+        Ok(Pinning::Pinned {
+            pinned,
+            rung,
+            note: None,
+        })
     }
 
     fn pins_files(&self) -> bool {

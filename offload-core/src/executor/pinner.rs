@@ -61,7 +61,7 @@ impl Shared {
     fn note(&self, reason: String) {
         let notes = &mut self.0.lock().notes;
         if notes.len() < NOTES && !notes.contains(&reason) {
-            warn!(%reason, "a source is staged");
+            warn!(%reason, "a source does not come the best way");
             notes.push(reason);
         }
     }
@@ -142,6 +142,8 @@ impl Pinner {
             let (end, ended) = bounded::<()>(0);
             let work = move || {
                 pin(&transfer, &targets, &shared, &wanted, &answer);
+                // Whoever waits for the end may be the last to use the device.
+                drop((transfer, targets));
                 drop(end);
             };
             let thread = std::thread::Builder::new().name("offload-pin".to_owned());
@@ -300,7 +302,10 @@ fn pin_target<D: Device>(
 ) -> Option<Answer> {
     let pin = || transfer.device.pin(&target.source);
     match catch_unwind(AssertUnwindSafe(pin)) {
-        Ok(Ok(Pinning::Pinned { pinned, rung })) => {
+        Ok(Ok(Pinning::Pinned { pinned, rung, note })) => {
+            if let Some(note) = note {
+                shared.note(note);
+            }
             for &(kind, visit, position) in &target.steps {
                 transfer.pinned(kind, visit, position, pinned.clone());
             }

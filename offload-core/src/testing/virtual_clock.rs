@@ -106,6 +106,7 @@ impl Device for VirtualDevice {
             Source::Memory { .. } => Pinning::Pinned {
                 pinned: (),
                 rung: Rung::Memory,
+                note: None,
             },
             _ => Pinning::Staged {
                 reason: "files are read at the rate of the disk".to_owned(),

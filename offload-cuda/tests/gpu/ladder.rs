@@ -58,7 +58,7 @@ fn a_mapping_is_locked_in_place_and_given_back() {
     let bytes = random_bytes(1, BYTES);
     let (_kept, file) = file(&bytes);
     let pinned = match pin(&device, &file) {
-        Pinning::Pinned { pinned, rung } => {
+        Pinning::Pinned { pinned, rung, .. } => {
             assert_eq!(rung, Rung::Mapping);
             pinned
         }
@@ -98,10 +98,14 @@ fn a_file_is_copied_where_its_mapping_is_not_locked() {
     };
     let bytes = random_bytes(2, BYTES);
     let (_kept, file) = file(&bytes);
-    let Pinning::Pinned { pinned, rung } = pin(&device, &file) else {
+    let Pinning::Pinned { pinned, rung, note } = pin(&device, &file) else {
         panic!("copied");
     };
     assert_eq!(rung, Rung::Copy);
+    assert_eq!(
+        note.as_deref(),
+        Some("locking mappings is switched off; it was copied")
+    );
     uploads(&device, &pinned, &bytes[1001..BYTES - 3]);
     drop(pinned);
     assert_eq!((device.pinned_bytes(), device.live_handles()), (0, 0));

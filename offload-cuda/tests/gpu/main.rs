@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod conformance;
+mod decoding;
 mod engine;
 mod engines;
 mod ladder;
