@@ -218,7 +218,7 @@ fn measure(arguments: &Arguments, device: &CudaDevice) -> Result<Vec<Row>, Strin
                 over_bound: pass_s / wire_floor_s.max(compute_floor_s),
                 predicted_pass_s: Some(streamed.predicted_pass_s()),
                 host_us_per_visit: Some(streamed.host_us_per_visit()),
-                stall_s: Some(streamed.stall_s()?),
+                stall_s: Some(streamed.stall_s(arguments.passes)?),
                 peak_device_bytes: streamed.arena_bytes(),
                 pinned_bytes: device.pinned_bytes(),
                 inconclusive: scatter(&overlap) > SCATTER,

@@ -431,10 +431,11 @@ impl<'w> Streamed<'w> {
         self.host_s * 1e6 / self.visits as f64
     }
 
-    /// Seconds of the last pass in which the products waited.
-    pub(crate) fn stall_s(&mut self) -> Result<f64, String> {
+    /// Seconds of a pass in which the products waited, the mean of the last ones.
+    pub(crate) fn stall_s(&mut self, passes: usize) -> Result<f64, String> {
         let report = self.offload.report().map_err(text)?;
-        Ok(report.passes.last().map_or(0.0, |pass| pass.stall_s))
+        let last = report.passes.iter().rev().take(passes);
+        Ok(last.map(|pass| pass.stall_s).sum::<f64>() / passes as f64)
     }
 
     /// Seconds a pass.
