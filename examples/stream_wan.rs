@@ -373,6 +373,14 @@ impl Job {
         bar
     }
 
+    fn settings(&self, costs: &Costs) -> Settings {
+        Settings {
+            arrival: self.policy,
+            costs: costs.clone(),
+            ..Settings::default()
+        }
+    }
+
     /// What everything resident takes.
     fn resident_bytes(&self) -> Result<u64, Box<dyn Error>> {
         let settings = Settings {
@@ -392,9 +400,10 @@ impl Job {
         costs: &Costs,
         trace: bool,
     ) -> Result<Reference<E::Device>, Box<dyn Error>> {
+        let settings = self.settings(costs);
         let run = |budget| {
             let model = &self.subject.model;
-            Run::new(engine, model, self.policy, budget, costs, trace, None)
+            Run::new(engine, model, settings.clone(), budget, trace)
         };
         let asked = self.arguments.compare_with;
         if asked.is_none_or(|asked| asked == ComparedWith::Resident) {
@@ -439,23 +448,15 @@ impl Job {
         let traces = self.trace.is_some() || self.arguments.swap.is_debug();
         let run = |budget| {
             let model = &self.subject.model;
-            Run::new(engine, model, self.policy, budget, costs, traces, None)
+            Run::new(engine, model, self.settings(costs), budget, traces)
         };
         if let Some(swap) = &self.swap {
             // The original block swap: so many blocks leave the device, all else stays.
             let wan = self.subject.wan.clone();
             let wan = swap.apply(wan.ok_or("only a WAN transformer is swapped")?)?;
-            let ahead = (swap.prefetch_blocks > 0).then_some(swap.prefetch_blocks);
-            let (model, budget) = (wan.model(), DeviceBudget::Least);
-            return Ok(Run::new(
-                engine,
-                model,
-                self.policy,
-                budget,
-                costs,
-                traces,
-                ahead,
-            )?);
+            let settings = swap.settings(self.settings(costs));
+            let budget = DeviceBudget::Least;
+            return Ok(Run::new(engine, wan.model(), settings, budget, traces)?);
         }
         if let Some(budget) = self.arguments.budget {
             return Ok(run(budget)?);
@@ -533,24 +534,17 @@ impl<D: Device> Run<D> {
     fn new(
         engine: &impl Engine<Device = D>,
         model: &Model,
-        policy: ArrivalPolicy,
+        settings: Settings,
         budget: DeviceBudget,
-        costs: &Costs,
         trace: bool,
-        blocks_ahead: Option<u32>,
     ) -> Result<Self, OffloadError> {
         let device = Observed::new(engine.device().clone(), Recorder::new());
-        let builder = Offload::builder(&device)
+        let offload = Offload::builder(&device)
             .model(model.clone())
-            .arrival(policy)
+            .settings(settings)
             .device_budget(budget)
-            .costs(costs.clone())
-            .trace(trace);
-        let builder = match blocks_ahead {
-            Some(blocks) => builder.blocks_ahead(blocks),
-            None => builder,
-        };
-        let offload = builder.build()?;
+            .trace(trace)
+            .build()?;
         Ok(Self { device, offload })
     }
 

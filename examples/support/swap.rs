@@ -25,7 +25,7 @@ pub(crate) struct SwapArguments {
     /// Fetch the image embedding too.
     #[arg(long)]
     offload_img_emb: bool,
-    /// Read what is fetched into memory first, which a device can page-lock.
+    /// Page-lock what is fetched: faster, and its bytes of RAM cannot be given up.
     #[arg(long)]
     use_non_blocking: bool,
     /// VACE blocks to fetch; 0: as large a share as of the main blocks.

@@ -97,14 +97,6 @@ pub enum ModelError {
         /// Blocks of the model.
         block_count: usize,
     },
-    /// A block that is to replace another is not the same.
-    #[error("block {given} cannot replace {there}: their names or those of their tensors differ")]
-    OtherBlock {
-        /// The block to be replaced.
-        there: String,
-        /// The other one.
-        given: String,
-    },
     /// A setting names a pass kind that is not there.
     #[error("pass kind {kind} does not exist: the model has {kind_count}")]
     NoSuchKind {
@@ -187,36 +179,6 @@ impl Model {
     ) -> Result<Self, ModelError> {
         self.check(index)?;
         self.residency[index] = residency;
-        Ok(self)
-    }
-
-    /// The model with `block` in place of block `index`: the same tensors under the same names, from elsewhere.
-    ///
-    /// # Errors
-    /// When there is no such block, or the two differ in their names.
-    pub fn with_block(
-        mut self,
-        index: usize,
-        block: Arc<dyn Swappable>,
-    ) -> Result<Self, ModelError> {
-        self.check(index)?;
-        let names = |block: &Arc<dyn Swappable>| -> Vec<String> {
-            let tensors = block
-                .tensors()
-                .iter()
-                .map(|tensor| tensor.name().to_owned());
-            [block.name().to_owned()]
-                .into_iter()
-                .chain(tensors)
-                .collect()
-        };
-        if names(&self.blocks[index]) != names(&block) {
-            return Err(ModelError::OtherBlock {
-                there: self.blocks[index].name().to_owned(),
-                given: block.name().to_owned(),
-            });
-        }
-        self.blocks[index] = block;
         Ok(self)
     }
 
@@ -334,7 +296,7 @@ impl Model {
 mod tests {
     use super::*;
     use crate::encoding::Encoding;
-    use crate::testing::toy::{self, ToyBlock};
+    use crate::testing::toy;
 
     fn model() -> Model {
         toy::model(&[[4, 4]; 3], &[Encoding::F32], 1)
@@ -371,18 +333,5 @@ mod tests {
             let error = refused(model.clone().with_share(low, share));
             assert!(matches!(error, ModelError::BadShare { .. }), "{error}");
         }
-    }
-
-    #[test]
-    fn a_block_is_replaced_by_the_same_from_elsewhere_only() {
-        let model = model();
-        let block = &model.blocks()[1];
-        let same = ToyBlock::new(block.name(), block.tensors().to_vec());
-        assert!(model.clone().with_block(1, Arc::new(same)).is_ok());
-        let other = Arc::new(ToyBlock::new("other", block.tensors().to_vec()));
-        assert!(matches!(
-            model.with_block(1, other),
-            Err(ModelError::OtherBlock { .. })
-        ));
     }
 }

@@ -179,24 +179,6 @@ impl TensorSpec {
         Self { role, ..self }
     }
 
-    /// The same bytes from elsewhere, such as a file's read into memory.
-    ///
-    /// # Errors
-    /// [`SpecError::Length`] when there are more or fewer of them.
-    pub fn with_source(self, source: impl Into<Source>) -> Result<Self, SpecError> {
-        let source = source.into();
-        if source.len() != self.source.len() {
-            return Err(SpecError::Length {
-                needed_bytes: self.source.len(),
-                source_bytes: source.len(),
-                name: self.name,
-                shape: self.shape,
-                encoding: self.encoding,
-            });
-        }
-        Ok(Self { source, ..self })
-    }
-
     /// The same tensor with a scale: it arrives, unless as stored, with its numbers multiplied.
     ///
     /// The factors are the caller's to read, once and whole: they are a few bytes, lie elsewhere in the file, and are

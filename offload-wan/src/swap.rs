@@ -7,7 +7,7 @@
 //! | `blocks_to_swap` | so many main blocks are fetched at each visit; all others stay |
 //! | `which` | those: spread over the pass, so that copies hide between residents, or the last, as the original |
 //! | `offload_txt_emb`, `offload_img_emb` | the text embedding, the image embedding is fetched at each visit too |
-//! | `use_non_blocking` | what is fetched waits in memory of its own, which a device can page-lock, instead of being read from its file through a ring of buffers at each visit: faster, and takes its bytes of RAM |
+//! | `use_non_blocking` | what is fetched is page-locked, where it lies in the page cache if it can be, instead of being read from its file through a ring of buffers at each visit: faster, and its bytes of RAM cannot be given up |
 //! | `vace_blocks_to_swap` | so many VACE blocks too; 0: the same share of them as of the main blocks |
 //! | `prefetch_blocks` | the window has places for so many fetched blocks beside the one that computes; 0: the planner chooses |
 //! | `block_swap_debug` | tells through `tracing` what is done, in the original's words |
@@ -15,16 +15,12 @@
 //! In a pair of experts each has its own blocks, and each count is that of each expert.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use offload_core::executor::{Settings, Span};
 use offload_core::model::Residency;
 use offload_core::plan::{Budget, Plan, PlanError};
-use offload_core::source::{Source, SourceError};
-use offload_core::swappable::{Swappable, TensorSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::block::WanBlock;
 use crate::detect::Expert;
 use crate::passes::WanModel;
 use crate::transformer::Part;
@@ -55,7 +51,7 @@ pub struct BlockSwap {
     pub offload_txt_emb: bool,
     /// Fetch the image embedding too, where there is one.
     pub offload_img_emb: bool,
-    /// Keep what is fetched in memory of its own, which a device can page-lock.
+    /// Page-lock what is fetched; otherwise no more than the staging buffers is.
     pub use_non_blocking: bool,
     /// VACE blocks that are fetched; 0: as large a share as of the main blocks.
     pub vace_blocks_to_swap: u64,
@@ -109,15 +105,6 @@ pub enum SwapError {
         /// The name.
         name: String,
     },
-    /// What is to be kept in memory could not be read.
-    #[error("block {block} cannot be read")]
-    Source {
-        /// The block.
-        block: String,
-        /// Why.
-        #[source]
-        source: SourceError,
-    },
     /// The blocks do not make a model.
     #[error(transparent)]
     Model(#[from] offload_core::model::ModelError),
@@ -155,8 +142,7 @@ impl BlockSwap {
     /// applying them twice changes nothing more.
     ///
     /// # Errors
-    /// When a number is out of the model's range, an option is for a part that the model lacks, or, with
-    /// `use_non_blocking`, a file cannot be read.
+    /// When a number is out of the model's range, or an option is for a part that the model lacks.
     pub fn apply(&self, wan: WanModel) -> Result<WanModel, SwapError> {
         let swapped = self.swapped(&wan)?;
         let mut model = wan.model.clone();
@@ -170,20 +156,18 @@ impl BlockSwap {
         }
         let mut wan = wan;
         wan.model = model;
-        if self.use_non_blocking {
-            wan.hold(&swapped)?;
-        }
         if self.block_swap_debug {
             self.log(&wan, &swapped);
         }
         Ok(wan)
     }
 
-    /// The settings with what these options say about the plan.
+    /// The settings with what these options say about the plan and host memory.
     #[must_use]
     pub fn settings(&self, settings: Settings) -> Settings {
         Settings {
             blocks_ahead: (self.prefetch_blocks > 0).then_some(self.prefetch_blocks),
+            pin_files: self.use_non_blocking,
             ..settings
         }
     }
@@ -429,44 +413,6 @@ impl WanModel {
             .indices(|part| part == Part::Group("img_emb"))
             .is_empty()
     }
-
-    /// Reads what `indices` hold into memory.
-    fn hold(&mut self, indices: &BTreeSet<usize>) -> Result<(), SwapError> {
-        let mut held = Vec::new();
-        for &index in indices {
-            let block = &self.model.blocks()[index];
-            let tensors: Result<Vec<TensorSpec>, SourceError> =
-                block.tensors().iter().map(in_memory).collect();
-            match tensors {
-                Ok(tensors) => {
-                    let block: Arc<dyn Swappable> = Arc::new(WanBlock::new(block.name(), tensors));
-                    held.push((index, block));
-                }
-                Err(source) => {
-                    return Err(SwapError::Source {
-                        block: block.name().to_owned(),
-                        source,
-                    });
-                }
-            }
-        }
-        for (index, block) in held {
-            self.model = self.model.clone().with_block(index, block)?;
-        }
-        Ok(())
-    }
-}
-
-/// The tensor with its bytes in memory. One that is only described stays so: it can be planned, not streamed.
-fn in_memory(tensor: &TensorSpec) -> Result<TensorSpec, SourceError> {
-    let Source::File { .. } = tensor.source() else {
-        return Ok(tensor.clone());
-    };
-    let len = usize::try_from(tensor.source().len()).expect("a tensor fits the address space");
-    let mut bytes = vec![0; len];
-    tensor.source().read(0, &mut bytes)?;
-    let held = tensor.clone().with_source(bytes::Bytes::from(bytes));
-    Ok(held.expect("as many bytes as were read"))
 }
 
 #[cfg(test)]

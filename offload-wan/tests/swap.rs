@@ -5,8 +5,10 @@ mod support;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use offload_core::executor::{Costs, Settings};
-use offload_core::model::Residency;
+use offload_core::cpu::CpuDevice;
+use offload_core::executor::{Costs, DeviceBudget, Offload, Settings};
+
+use offload_core::model::{PassKind, Residency};
 use offload_core::plan::{Budget, Form, Plan, Rates, Tier};
 use offload_core::swappable::Swappable;
 use offload_wan::{
@@ -168,59 +170,60 @@ fn offloaded_embeddings_leave_the_device_and_are_moved() {
 }
 
 #[test]
-fn what_does_not_block_waits_in_memory_that_a_device_can_lock() {
-    let dir = tempfile::tempdir().expect("a temporary directory can be made");
-    let path = dir.path().join("made.gguf");
-    synthesize(&SynthesizeSpec::default(), &path).expect("can be written");
-    let checkpoint = Checkpoint::open(&path).expect("is sound");
-    let wan = WanModel::new(&checkpoint, &PassOptions::default()).expect("is whole");
+fn what_does_not_block_is_page_locked() {
+    let wan = wan_in_a_file();
     let of = |use_non_blocking| {
         let swap = BlockSwap {
             blocks_to_swap: 4,
             use_non_blocking,
             ..none()
         };
-        let wan = swap.apply(wan.clone()).expect("can be read");
-        let mut settings = settings(&wan, 2.0);
+        let applied = swap.apply(wan.1.clone()).expect("is in range");
+        let mut settings = swap.settings(settings(&applied, 2.0));
         settings.costs.rates.disk_bytes_per_s /= 4.0;
-        let workload = settings.workload(wan.model(), true);
-        settings
-            .plan(&workload, Budget::Least)
-            .expect("a plan exists")
+        let workload = settings.workload(applied.model(), true);
+        let plan = settings.plan(&workload, Budget::Least);
+        (plan.expect("a plan exists"), applied, settings.pin_files)
     };
     let tiers = |plan: &Plan| -> Vec<Tier> {
         let blocks = plan.blocks.iter();
         let streamed = blocks.filter(|block| block.form == Form::Streamed);
         streamed.map(|block| block.tier).collect()
     };
-    let (blocking, non_blocking) = (of(false), of(true));
+    let ((blocking, ..), (non_blocking, applied, _)) = (of(false), of(true));
     assert_eq!(tiers(&blocking), [Tier::Disk; 4]);
     assert_eq!(tiers(&non_blocking), [Tier::Pinned; 4]);
     assert!(non_blocking.kinds[0].predicted_pass_s < blocking.kinds[0].predicted_pass_s);
-    let held = BlockSwap {
-        blocks_to_swap: 4,
-        use_non_blocking: true,
-        ..none()
-    };
-    let held = held.apply(wan.clone()).expect("can be read");
-    let index = held
-        .model()
-        .blocks()
-        .iter()
-        .position(|block| block.name() == "blocks.0");
-    let index = index.expect("is there");
-    for (held, read) in held.model().blocks()[index]
-        .tensors()
-        .iter()
-        .zip(wan.model().blocks()[index].tensors())
-    {
-        let bytes = |tensor: &offload_core::swappable::TensorSpec| {
-            let mut bytes = vec![0; usize::try_from(tensor.source().len()).expect("is small")];
-            tensor.source().read(0, &mut bytes).expect("can be read");
-            bytes
-        };
-        assert_eq!(bytes(held), bytes(read), "{}", held.name());
+    // And so it is on a device that can.
+    for (pin, staged) in [(of(false).2, true), (of(true).2, false)] {
+        let device = CpuDevice::builder().copies_files(true).build();
+        let stream = device.inline_stream();
+        let mut offload = Offload::builder(&device)
+            .model(applied.model().clone())
+            .device_budget(DeviceBudget::Least)
+            .pin_files(pin)
+            .build()
+            .expect("the least does");
+        let mut passes = 0;
+        while passes < 3 || (!staged && offload.report().expect("works").host.staged_bytes > 0) {
+            let mut pass = offload.pass(PassKind::FULL, &stream).expect("works");
+            while pass.acquire().expect("works").is_some() {}
+            passes += 1;
+        }
+        let host = offload.report().expect("works").host;
+        assert_eq!(host.staged_bytes > 0, staged, "{host:?}");
+        assert_eq!(host.copied_bytes > 0, !staged, "{host:?}");
     }
+}
+
+/// A made checkpoint, and the folder that keeps it.
+fn wan_in_a_file() -> (tempfile::TempDir, WanModel) {
+    let folder = tempfile::tempdir().expect("a temporary directory can be made");
+    let path = folder.path().join("made.gguf");
+    synthesize(&SynthesizeSpec::default(), &path).expect("can be written");
+    let checkpoint = Checkpoint::open(&path).expect("is sound");
+    let wan = WanModel::new(&checkpoint, &PassOptions::default()).expect("is whole");
+    (folder, wan)
 }
 
 #[test]

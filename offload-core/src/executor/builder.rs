@@ -57,6 +57,8 @@ pub struct Settings {
     pub costs: Costs,
     /// How many streamed blocks can arrive while one computes; the planner chooses by default.
     pub blocks_ahead: Option<u32>,
+    /// Whether what is streamed from files is page-locked, where the device can. Default: yes.
+    pub pin_files: bool,
 }
 
 impl Default for Settings {
@@ -66,6 +68,7 @@ impl Default for Settings {
             remainder_below_bytes: 64 << 10,
             costs: Costs::default(),
             blocks_ahead: None,
+            pin_files: true,
         }
     }
 }
@@ -86,20 +89,18 @@ impl Settings {
         model.blocks().iter().map(layout).collect()
     }
 
-    /// What the planner is told about `model`, for planning without a device. Memory sources count as pinned if
-    /// `memory_is_pinned`.
+    /// What the planner is told about `model`, for planning without a device. Memory counts as pinned if `device_pins`,
+    /// and so do files, once they were read, if these settings allow it.
     #[must_use]
-    pub fn workload(&self, model: &Model, memory_is_pinned: bool) -> Workload {
-        let device = crate::cpu::CpuDevice::builder()
-            .pins(memory_is_pinned)
-            .build();
+    pub fn workload(&self, model: &Model, device_pins: bool) -> Workload {
+        let device = crate::cpu::CpuDevice::builder().pins(device_pins).build();
         let pinned =
             program::pin_sources(&device, model).expect("pinning on the CPU device cannot fail");
         program::workload::<crate::cpu::CpuDevice>(
             model,
             &self.layouts(model),
             &pinned,
-            false,
+            device_pins && self.pin_files,
             &self.costs,
         )
     }
@@ -116,7 +117,6 @@ pub struct OffloadBuilder<D: Device, M = Model> {
     pub(super) staging: StagingBuffers,
     pub(super) host: HostBudget,
     pub(super) trace: bool,
-    pub(super) pin_files: bool,
     pub(super) amend: fn(Plan) -> Plan,
 }
 
@@ -131,7 +131,6 @@ impl<D: Device> OffloadBuilder<D, ()> {
             staging: StagingBuffers::default(),
             host: HostBudget::Available,
             trace: false,
-            pin_files: true,
             amend: |plan| plan,
         }
     }
@@ -145,7 +144,6 @@ impl<D: Device> OffloadBuilder<D, ()> {
             staging,
             host,
             trace,
-            pin_files,
             amend,
             model: (),
         } = self;
@@ -157,7 +155,6 @@ impl<D: Device> OffloadBuilder<D, ()> {
             staging,
             host,
             trace,
-            pin_files,
             amend,
         }
     }
@@ -167,6 +164,12 @@ impl<D: Device, M> OffloadBuilder<D, M> {
     /// Device memory that may be taken. Default: all that is free but 1 GiB.
     pub fn device_budget(mut self, budget: DeviceBudget) -> Self {
         self.budget = budget;
+        self
+    }
+
+    /// All settings that do not depend on a device, at once: those of [`Settings::default`] and of earlier calls are gone.
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
         self
     }
 
@@ -218,7 +221,7 @@ impl<D: Device, M> OffloadBuilder<D, M> {
     /// Whether ranges of files that are streamed are page-locked, where the device can: the fastest way, for as much
     /// host memory as is streamed. Otherwise only the staging buffers are. Default: yes.
     pub fn pin_files(mut self, pin: bool) -> Self {
-        self.pin_files = pin;
+        self.settings.pin_files = pin;
         self
     }
 

@@ -118,12 +118,11 @@ impl<D: Device> Offload<D> {
             model,
             settings,
             trace,
-            pin_files,
             amend,
             ..
         } = builder;
         let costs = &settings.costs;
-        let files_are_pinned = *pin_files && device.pins_files();
+        let files_are_pinned = settings.pin_files && device.pins_files();
         let mut workload =
             program::workload::<D>(model, &layouts, &pinned, files_are_pinned, costs);
         if ask.keeps() {
@@ -208,7 +207,7 @@ impl<D: Device> Offload<D> {
         let of_staging = |error| Refused::of_staging(error, ask.buffers, staged);
         offload.load(arena, &tables).map_err(of_staging)?;
         if staged {
-            let (pinner, requests) = Pinner::start(&offload.transfer, *pin_files);
+            let (pinner, requests) = Pinner::start(&offload.transfer, settings.pin_files);
             offload.pinner = pinner;
             let feeder = Feeder::start(&offload.transfer, ask.buffers, jobs_ahead, requests);
             offload.feeder = Some(feeder.map_err(of_staging)?);

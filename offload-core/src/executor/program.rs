@@ -63,7 +63,7 @@ pub(super) fn workload<D: Device>(
         .enumerate()
         .map(|(index, (block, layout))| {
             let tier_of = |&tensor: &usize| match block.tensors()[tensor].source() {
-                Source::File { .. } if files_are_pinned => Tier::Pinned,
+                Source::File { .. } | Source::Described { .. } if files_are_pinned => Tier::Pinned,
                 Source::File { .. } | Source::Described { .. } => Tier::Disk,
                 Source::Memory { .. } if pinned.contains_key(&(index, tensor)) => Tier::Pinned,
                 Source::Memory { .. } => Tier::Host,
