@@ -4,6 +4,7 @@
 //! something moves.
 
 use std::fmt::Debug;
+use std::ops::Range;
 
 use crate::decode::{Scale, is_scalable};
 use crate::encoding::{Encoding, EncodingError};
@@ -45,6 +46,16 @@ pub enum SpecError {
         /// Why.
         #[source]
         source: EncodingError,
+    },
+    /// The source is a range of memory that reaches past its end.
+    #[error("tensor {name}: bytes {range:?} lie outside a memory of {memory_bytes}")]
+    Outside {
+        /// The tensor.
+        name: String,
+        /// The range.
+        range: Range<u64>,
+        /// Bytes of the memory.
+        memory_bytes: u64,
     },
     /// The source holds another number of bytes than the shape needs.
     #[error(
@@ -122,6 +133,15 @@ impl TensorSpec {
             Ok(bytes) => bytes,
             Err(source) => return Err(SpecError::Encoding { name, source }),
         };
+        if let Source::Memory { memory, range } = &source
+            && (range.start > range.end || range.end > memory.len() as u64)
+        {
+            return Err(SpecError::Outside {
+                name,
+                range: range.clone(),
+                memory_bytes: memory.len() as u64,
+            });
+        }
         if needed_bytes != source.len() {
             let source_bytes = source.len();
             return Err(SpecError::Length {

@@ -228,3 +228,18 @@ fn a_run_of_neighbours_in_memory_is_one_upload() {
     let uploads = recorder.counts().uploads - before;
     assert!((6..=8).contains(&uploads), "{uploads}");
 }
+
+#[test]
+fn a_range_past_the_memory_is_refused_with_the_numbers() {
+    let memory = Arc::new(bytes::Bytes::from(vec![0; 100]));
+    let backwards = std::ops::Range { start: 80, end: 30 };
+    for range in [60..110, 110..160, backwards] {
+        let source = Source::Memory {
+            memory: Arc::clone(&memory),
+            range: range.clone(),
+        };
+        let error = TensorSpec::new("t", [25], Encoding::BF16, source).unwrap_err();
+        let expected = format!("tensor t: bytes {range:?} lie outside a memory of 100");
+        assert_eq!(error.to_string(), expected);
+    }
+}

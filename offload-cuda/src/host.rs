@@ -147,13 +147,14 @@ impl Locked {
         self.map().len()
     }
 
-    /// Locks the pieces that `range` touches, which lies within the memory.
+    /// Locks the pieces that `range` touches.
     pub(crate) fn lock(&self, range: &Range<usize>) -> Result<(), Refused> {
-        assert!(
-            range.end <= self.bytes(),
-            "contract: {range:?} of {} mapped bytes",
-            self.bytes()
-        );
+        if range.end > self.bytes() {
+            return Err(Refused::Now(format!(
+                "{range:?} of a mapping of {} bytes: the file was cut",
+                self.bytes()
+            )));
+        }
         let mut pieces = self.pieces.lock();
         let indices = range.start / self.cut..range.end.div_ceil(self.cut);
         if pieces.locked.len() < indices.end {
