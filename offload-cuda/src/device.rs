@@ -445,7 +445,9 @@ impl CudaDevice {
     ) -> Result<CudaPinned, Refused> {
         let mapped = self.mapping(file)?;
         let middle = mapped.copyable(range);
-        if let Err(refused) = mapped.lock(&middle) {
+        if !middle.is_empty()
+            && let Err(refused) = mapped.lock(&middle)
+        {
             if let Refused::Always(reason) = &refused {
                 self.refuse_mapping(file, reason);
             }

@@ -462,13 +462,17 @@ pub(crate) fn locked_copy(
         };
         let threads = bytes.div_ceil(FILL_BYTES).min(FILLERS);
         std::thread::scope(|scope| {
-            let fillers: Vec<_> = (1..threads).map(|_| scope.spawn(fill)).collect();
+            // Fewer will do where the system spawns no more.
+            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, fill).ok();
+            let fillers: Vec<_> = (1..threads).map_while(spawn).collect();
             let own = fill();
             fillers.into_iter().fold(own, |outcome, filler| {
                 let filled = filler.join().expect("reading does not panic");
                 outcome.and(filled)
             })
         })?;
+        // What was written over while it was read may be torn.
+        file.check_unchanged()?;
         Ok(())
     })
 }
