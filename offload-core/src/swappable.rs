@@ -47,15 +47,15 @@ pub enum SpecError {
         #[source]
         source: EncodingError,
     },
-    /// The source is a range of memory that reaches past its end.
-    #[error("tensor {name}: bytes {range:?} lie outside a memory of {memory_bytes}")]
+    /// The source is a range that runs backwards, or past the end of its memory.
+    #[error("tensor {name}: bytes {range:?} lie outside of {owner_bytes}")]
     Outside {
         /// The tensor.
         name: String,
         /// The range.
         range: Range<u64>,
-        /// Bytes of the memory.
-        memory_bytes: u64,
+        /// Bytes of the memory; a file's own length is asked when it is read.
+        owner_bytes: u64,
     },
     /// The source holds another number of bytes than the shape needs.
     #[error(
@@ -133,13 +133,16 @@ impl TensorSpec {
             Ok(bytes) => bytes,
             Err(source) => return Err(SpecError::Encoding { name, source }),
         };
-        if let Source::Memory { memory, range } = &source
-            && (range.start > range.end || range.end > memory.len() as u64)
-        {
+        let (range, owner_bytes) = match &source {
+            Source::Memory { memory, range } => (range, memory.len() as u64),
+            // A file that is too short is an error of reading: it may be so at any time.
+            Source::File { range, .. } | Source::Described { range } => (range, u64::MAX),
+        };
+        if range.start > range.end || range.end > owner_bytes {
             return Err(SpecError::Outside {
                 name,
                 range: range.clone(),
-                memory_bytes: memory.len() as u64,
+                owner_bytes,
             });
         }
         if needed_bytes != source.len() {

@@ -4,45 +4,12 @@
 
 mod support;
 
-use std::io::Write;
-use std::sync::Arc;
-
 use offload_core::cpu::CpuDevice;
 use offload_core::encoding::Encoding;
 use offload_core::executor::{ArrivalPolicy, Costs, DeviceBudget, Offload, StagingBuffers};
 use offload_core::model::{Model, PassKind};
-use offload_core::source::{Source, SourceFile};
-use offload_core::swappable::{Swappable, TensorSpec};
-use offload_core::testing::toy::{self, ToyBlock};
+use offload_core::testing::toy;
 use offload_core::testing::{Observed, Recorder, VirtualDevice};
-
-/// The model's tensors written to a file one after another, and the model that reads them from there.
-fn in_file(model: &Model, file: &mut tempfile::NamedTempFile) -> Model {
-    let mut offset = 0;
-    let mut ranges = Vec::new();
-    for tensor in model.blocks().iter().flat_map(|block| block.tensors()) {
-        let mut bytes = vec![0; usize::try_from(tensor.source().len()).unwrap()];
-        tensor.source().read(0, &mut bytes).unwrap();
-        file.write_all(&bytes).unwrap();
-        ranges.push(offset..offset + bytes.len() as u64);
-        offset += bytes.len() as u64;
-    }
-    file.flush().unwrap();
-    let source = SourceFile::open(file.path()).unwrap();
-    let mut ranges = ranges.into_iter();
-    let blocks = model.blocks().iter().map(|block| {
-        let tensors = block.tensors().iter().map(|tensor| {
-            let range = ranges.next().expect("one each");
-            let source = Source::File {
-                file: Arc::clone(&source),
-                range,
-            };
-            TensorSpec::new(tensor.name(), tensor.shape(), tensor.encoding(), source).unwrap()
-        });
-        Arc::new(ToyBlock::new(block.name(), tensors.collect())) as Arc<dyn Swappable>
-    });
-    Model::new(blocks.collect()).unwrap()
-}
 
 /// Runs passes with and without a last hint, and compares every total with what the recorder counted.
 fn check_totals(model: Model, pins: bool, announce_end: bool, staging: StagingBuffers) {
@@ -111,7 +78,7 @@ fn totals_hold_for_files_and_staging_buffers_of_any_size() {
     for bytes in [1000, 4096, 1 << 20] {
         for count in [1, 3] {
             let mut file = tempfile::NamedTempFile::new().unwrap();
-            let model = in_file(&support::mixed_model(), &mut file);
+            let model = support::in_file(&support::mixed_model(), &mut file);
             check_totals(model, true, true, StagingBuffers { count, bytes });
         }
     }
@@ -120,7 +87,7 @@ fn totals_hold_for_files_and_staging_buffers_of_any_size() {
 #[test]
 fn neighbours_in_a_file_arrive_in_one_upload() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    let model = in_file(&support::mixed_model(), &mut file);
+    let model = support::in_file(&support::mixed_model(), &mut file);
     let recorder = Recorder::new();
     let device = Observed::new(CpuDevice::new(), recorder.clone());
     let stream = device.inner().inline_stream();

@@ -4,7 +4,6 @@
 
 mod support;
 
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use offload_core::device::{Device, DeviceError};
 use offload_core::encoding::Encoding;
 use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, Report};
 use offload_core::model::{Model, PassKind};
-use offload_core::source::{Source, SourceFile};
+use offload_core::source::Source;
 use offload_core::swappable::{Swappable, TensorSpec};
 use offload_core::testing::toy::{self, ToyBlock};
 use offload_core::testing::{Call, Faults, Observed, Observer};
@@ -25,30 +24,8 @@ const BLOCKS: usize = 8;
 fn model() -> (tempfile::NamedTempFile, Model) {
     let memory = toy::model(&[[16, 256]; BLOCKS], &support::MIXED, 7);
     let mut kept = tempfile::NamedTempFile::new().unwrap();
-    let mut at = 0;
-    let mut places = Vec::new();
-    for tensor in memory.blocks().iter().flat_map(|block| block.tensors()) {
-        let mut bytes = vec![0; usize::try_from(tensor.source().len()).unwrap()];
-        tensor.source().read(0, &mut bytes).unwrap();
-        kept.write_all(&bytes).unwrap();
-        places.push(at..at + bytes.len() as u64);
-        at += bytes.len() as u64;
-    }
-    kept.flush().unwrap();
-    let file = SourceFile::open(kept.path()).unwrap();
-    let mut places = places.into_iter();
-    let blocks = memory.blocks().iter().map(|block| {
-        let tensors = block.tensors().iter().map(|tensor| {
-            let source = Source::File {
-                file: Arc::clone(&file),
-                range: places.next().unwrap(),
-            };
-            TensorSpec::new(tensor.name(), tensor.shape(), tensor.encoding(), source).unwrap()
-        });
-        Arc::new(ToyBlock::new(block.name(), tensors.collect())) as Arc<dyn Swappable>
-    });
-    let blocks = blocks.collect();
-    (kept, Model::new(blocks).unwrap())
+    let model = support::in_file(&memory, &mut kept);
+    (kept, model)
 }
 
 fn copying() -> CpuDevice {
@@ -239,7 +216,7 @@ fn a_range_past_the_memory_is_refused_with_the_numbers() {
             range: range.clone(),
         };
         let error = TensorSpec::new("t", [25], Encoding::BF16, source).unwrap_err();
-        let expected = format!("tensor t: bytes {range:?} lie outside a memory of 100");
+        let expected = format!("tensor t: bytes {range:?} lie outside of 100");
         assert_eq!(error.to_string(), expected);
     }
 }

@@ -62,10 +62,18 @@ fn allocate<D: Device>(
             .collect()
     };
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads)
-            .map(|thread| scope.spawn(move || make(thread)))
-            .collect();
-        let mut buffers = make(0);
+        let mut others = Vec::new();
+        // This thread's share, and what the system makes no thread for.
+        let mut own = vec![0];
+        for thread in 1..threads {
+            let work = move || make(thread);
+            match std::thread::Builder::new().spawn_scoped(scope, work) {
+                Ok(other) => others.push(other),
+                Err(_) => own.push(thread),
+            }
+        }
+        let made: Result<Vec<_>, _> = own.into_iter().map(make).collect();
+        let mut buffers = made.map(|made| made.into_iter().flatten().collect::<Vec<_>>());
         for other in others {
             // A panic of the device is the caller's.
             let made = other

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::hash::{DefaultHasher, Hasher};
+use std::io::Write;
 use std::sync::Arc;
 
 use offload_core::cpu::CpuStream;
@@ -12,7 +13,9 @@ use offload_core::device::Device;
 use offload_core::encoding::Encoding;
 use offload_core::executor::{ArrivalPolicy, Lease, Offload, OffloadError, Pass};
 use offload_core::model::{Model, PassKind};
-use offload_core::testing::toy;
+use offload_core::source::{Source, SourceFile};
+use offload_core::swappable::{Swappable, TensorSpec};
+use offload_core::testing::toy::{self, ToyBlock};
 use parking_lot::Mutex;
 
 /// What a block's tensors hash to, in their order.
@@ -125,4 +128,32 @@ pub(crate) fn resident_bytes<D: Device>(device: &D, model: &Model) -> u64 {
         .build()
         .expect("fits");
     offload.plan().arena_bytes
+}
+
+/// The model's tensors written to a file one after another, and the model that reads them from there.
+pub(crate) fn in_file(model: &Model, file: &mut tempfile::NamedTempFile) -> Model {
+    let mut offset = 0;
+    let mut ranges = Vec::new();
+    for tensor in model.blocks().iter().flat_map(|block| block.tensors()) {
+        let mut bytes = vec![0; usize::try_from(tensor.source().len()).unwrap()];
+        tensor.source().read(0, &mut bytes).unwrap();
+        file.write_all(&bytes).unwrap();
+        ranges.push(offset..offset + bytes.len() as u64);
+        offset += bytes.len() as u64;
+    }
+    file.flush().unwrap();
+    let source = SourceFile::open(file.path()).unwrap();
+    let mut ranges = ranges.into_iter();
+    let blocks = model.blocks().iter().map(|block| {
+        let tensors = block.tensors().iter().map(|tensor| {
+            let range = ranges.next().expect("one each");
+            let source = Source::File {
+                file: Arc::clone(&source),
+                range,
+            };
+            TensorSpec::new(tensor.name(), tensor.shape(), tensor.encoding(), source).unwrap()
+        });
+        Arc::new(ToyBlock::new(block.name(), tensors.collect())) as Arc<dyn Swappable>
+    });
+    Model::new(blocks.collect()).unwrap()
 }
