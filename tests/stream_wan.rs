@@ -226,7 +226,14 @@ fn every_family_naming_and_encoding_is_streamed() {
         let path = made(&folder, name, &spec);
         let report = support::json(
             &PROGRAM,
-            &[&path, "--budget", "least", "--passes", "2", "--json"],
+            &[
+                path.as_str(),
+                "--budget",
+                "least",
+                "--passes",
+                "2",
+                "--json",
+            ],
         );
         assert_eq!(report["identical"], true, "{name}");
         assert_eq!(report["compared_with"], "resident", "{name}");
@@ -249,20 +256,26 @@ fn both_experts_stay_within_one_budget() {
         made(&folder, name, &spec)
     };
     let (high, low) = (expert("high_noise.gguf", 1), expert("low_noise.gguf", 2));
-    let report = support::json(&PROGRAM, &[&high, "--low", &low, "--passes", "6", "--json"]);
+    let report = support::json(
+        &PROGRAM,
+        &[high.as_str(), "--low", &low, "--passes", "6", "--json"],
+    );
     assert_eq!(report["identical"], true);
     assert_eq!(report["pass_kinds"], serde_json::json!([0, 0, 0, 1, 1, 1]));
     assert!(number(&report, "peak_bytes") <= number(&report, "budget_bytes"));
     assert!(number(&report["expert_change"], "low_resident_bytes") > 0);
     assert_eq!(report["expert_change"]["arena_bytes"], report["peak_bytes"]);
     assert_eq!(report["kinds"].as_array().expect("a list").len(), 2);
-    let one = support::json(&PROGRAM, &[&high, "--low", &low, "--passes", "1", "--json"]);
+    let one = support::json(
+        &PROGRAM,
+        &[high.as_str(), "--low", &low, "--passes", "1", "--json"],
+    );
     assert_eq!(one["pass_kinds"], serde_json::json!([0]));
-    let line = support::refused(&PROGRAM, &[&high, "--low", &high]);
+    let line = support::refused(&PROGRAM, &[high.as_str(), "--low", &high]);
     assert!(line.contains("cannot be both experts"), "{line}");
     let line = support::refused(&PROGRAM, &[&high, &low]);
     assert!(line.contains("is there twice"), "{line}");
-    support::refused(&PROGRAM, &[&high, "--boundary", "0.5"]);
+    support::refused(&PROGRAM, &[high.as_str(), "--boundary", "0.5"]);
 }
 
 #[test]
@@ -320,13 +333,13 @@ fn options_of_the_block_swap_are_taken_together() {
         assert!(told.contains(line), "{line} in {told}");
     }
     assert!(!told.contains("Block blocks.1 pass"), "it stays: {told}");
-    let line = support::refused(&PROGRAM, &[&path, "--offload-txt-emb"]);
+    let line = support::refused(&PROGRAM, &[path.as_str(), "--offload-txt-emb"]);
     assert!(line.contains("--blocks-to-swap or --preset"), "{line}");
-    let line = support::refused(&PROGRAM, &[&path, "--preset", "24gb"]);
+    let line = support::refused(&PROGRAM, &[path.as_str(), "--preset", "24gb"]);
     assert!(line.contains("8gb, 12gb and 16gb"), "{line}");
     let report = support::json(
         &PROGRAM,
-        &[&path, "--preset", "8gb", "--passes", "1", "--json"],
+        &[path.as_str(), "--preset", "8gb", "--passes", "1", "--json"],
     );
     assert_eq!(number(&report, "streamed_blocks"), 6 + 2 + 1);
 }

@@ -5,9 +5,12 @@
 //! when it is called. Two things have no plain form that compiles well, looking up bytes in a table of 16 and rounding to
 //! f16; they are a [`Machine`]'s to do. Nothing depends on the order of operations, so that both give the reference's bits.
 
-#![expect(
-    unsafe_code,
-    reason = "calling what is compiled for AVX2 and F16C once the processor was asked"
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(
+        unsafe_code,
+        reason = "calling what is compiled for AVX2 and F16C once the processor was asked"
+    )
 )]
 
 use bytemuck::NoUninit;
