@@ -336,16 +336,16 @@ impl<D: Device> Feed<'_, D> {
             while let Ok(message) = self.inbox.try_recv() {
                 self.push(message);
             }
-            self.pass_front();
             self.read_ahead();
+            // Before a chunk is finished, so that the chunk is of the job in front.
+            self.pass_front();
             if self.started > self.finished {
                 self.finish_chunk();
-                continue;
-            }
-            // Nothing is being read, so nothing is queued either: wait for more.
-            match self.inbox.recv() {
-                Ok(message) => self.push(message),
-                Err(_) => return,
+            } else if self.jobs.is_empty() {
+                match self.inbox.recv() {
+                    Ok(message) => self.push(message),
+                    Err(_) => return,
+                }
             }
         }
     }
@@ -472,15 +472,19 @@ impl<D: Device> Feed<'_, D> {
     /// The next chunk to be read, over job boundaries, and the epoch of its job.
     fn next_chunk(&mut self) -> Option<(u64, Chunk)> {
         let (mut index, mut upload_index, mut done) = self.next;
-        loop {
-            match self.jobs.get(index)?.how {
-                How::Submit => index += 1,
-                How::Read => break,
-                How::Pin => return None,
+        let job = loop {
+            let Queued { message, how } = self.jobs.get(index)?;
+            match (message, how) {
+                (_, How::Pin) => return None,
+                (Message::Job(job), How::Read) => {
+                    if (upload_index, done) != (0, 0) || self.is_wanted(job) {
+                        break job;
+                    }
+                    // Passes may be abandoned faster than their bytes can be read.
+                    self.jobs[index].how = How::Submit; // where it is dropped
+                }
+                (_, How::Submit | How::Read) => index += 1,
             }
-        }
-        let Message::Job(job) = &self.jobs[index].message else {
-            unreachable!("only jobs are read")
         };
         let uploads = &self.transfer.visit_program(job).uploads;
         let staged = |from: usize| {
