@@ -37,10 +37,18 @@ def read(path):
         of_kind = [field for field in fields if field.types[-1:] == [kind]]
         return [bytes(field.parts[part]) for field in of_kind for part in field.data]
 
+    # It takes what there is of a string that claims to be longer than the rest of the file.
+    cut = any(
+        int(field.parts[part - 1][0]) > len(field.parts[part])
+        for field in fields
+        if field.types[-1:] == [GGUFValueType.STRING]
+        for part in field.data
+    )
     texts = [text.decode("latin1") for text in values(GGUFValueType.STRING)]
     return {
         "keys": list(reader.fields),
         "texts": texts,
+        "cut": cut,
         "bools": [byte for value in values(GGUFValueType.BOOL) for byte in value],
         "alignment": int(reader.alignment),
         "data_offset": int(reader.data_offset),

@@ -161,6 +161,20 @@ fn a_pin_that_never_returns_stops_nothing() {
 }
 
 #[test]
+fn a_pin_that_returns_late_is_made_use_of_and_others_follow() {
+    let stuck = Stuck::default();
+    let device = Observed::new(copying(), stuck.clone());
+    let report = stream(&device, true, |report| {
+        // The first pass is through: the answer is overdue.
+        stuck.let_go.store(true, Ordering::SeqCst);
+        report.host.staged_bytes == 0
+    });
+    assert!(report.host.copied_bytes > 0);
+    let notes = &report.host.notes;
+    assert!(notes.len() == 1 && notes[0].contains("5 s"), "{notes:?}");
+}
+
+#[test]
 fn a_run_of_neighbours_in_memory_is_one_upload() {
     let bytes = toy::random_bytes(3, 64 << 10);
     let memory = Arc::new(bytes::Bytes::from(bytes));

@@ -5,6 +5,18 @@
 use std::fs;
 use std::path::Path;
 
+/// Whether a file has a test of this name that is run, in or out of a `proptest!`.
+fn is_test(text: &str, name: &str) -> bool {
+    let Some(at) = text.find(&format!("fn {name}(")) else {
+        return false;
+    };
+    let attributes = text[..at].trim_end().lines().rev().map(str::trim);
+    let attributes: Vec<_> = attributes
+        .take_while(|line| line.starts_with("#[") || line.starts_with("//"))
+        .collect();
+    attributes.contains(&"#[test]") && !attributes.iter().any(|line| line.starts_with("#[ignore"))
+}
+
 #[test]
 fn every_test_that_the_page_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -22,10 +34,7 @@ fn every_test_that_the_page_names_exists() {
                 text = fs::read_to_string(&path).unwrap_or_else(|_| panic!("there is no {name}"));
                 files += 1;
             } else if name.contains('_') {
-                assert!(
-                    text.contains(&format!("fn {name}()")),
-                    "no test {name}: {row}"
-                );
+                assert!(is_test(&text, name), "no test {name}: {row}");
                 tests += 1;
             }
         }

@@ -9,12 +9,13 @@
 //! first answer is a copy the feeder stages the rest, and the thread copies it meanwhile, last visits first.
 //!
 //! Locking memory may never return on some systems. So it has a thread of its own and a deadline: when that has passed
-//! the feeder stages all that is not pinned, for good, and whoever drops the executor leaves a thread behind that does
-//! not come back.
+//! the feeder stages all that is not pinned until the answer comes after all, and whoever drops the executor before that
+//! leaves the thread behind.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
@@ -81,7 +82,7 @@ impl Shared {
 /// What became of a request.
 enum Answer {
     Pinned,
-    /// By a copy: the thread makes the others without being asked.
+    /// By a copy. The thread goes on to the others without being asked, and says [`Answer::Later`] when it is through.
     Copied,
     /// Not this time.
     Later,
@@ -89,11 +90,14 @@ enum Answer {
     Staged,
 }
 
+/// The thread, and what is disconnected when it is about to end.
+type Thread = (JoinHandle<()>, Receiver<()>);
+
 /// Handle of the thread.
 #[derive(Debug)]
 pub(super) struct Pinner {
     shared: Arc<Shared>,
-    ended: Option<Receiver<()>>,
+    thread: Option<Thread>,
 }
 
 /// Asks the thread.
@@ -102,8 +106,9 @@ pub(super) struct Requests {
     targets: HashMap<Step, usize>,
     /// Never to be asked for again.
     refused: HashSet<usize>,
-    /// The thread goes on by itself, for as long as `thread` is kept.
-    unasked: bool,
+    /// The last request whose answer did not come in time, or that set the thread going on by itself. Nothing is asked
+    /// before that is answered.
+    open: Option<usize>,
     /// `None` if nothing is to be pinned any more.
     thread: Option<(Sender<usize>, Receiver<Answer>)>,
 }
@@ -113,7 +118,7 @@ impl Pinner {
     pub(super) fn idle() -> Self {
         Self {
             shared: Arc::default(),
-            ended: None,
+            thread: None,
         }
     }
 
@@ -130,7 +135,7 @@ impl Pinner {
             shared: Arc::clone(&pinner.shared),
             targets: steps.collect(),
             refused: HashSet::new(),
-            unasked: false,
+            open: None,
             thread: None,
         };
         if !may_pin {
@@ -148,8 +153,8 @@ impl Pinner {
             };
             let thread = std::thread::Builder::new().name("offload-pin".to_owned());
             match thread.spawn(work) {
-                Ok(_) => {
-                    pinner.ended = Some(ended);
+                Ok(thread) => {
+                    pinner.thread = Some((thread, ended));
                     requests.thread = Some((send, answers));
                 }
                 Err(error) => pinner.shared.note(format!("no thread to pin on: {error}")),
@@ -166,13 +171,18 @@ impl Pinner {
 impl Drop for Pinner {
     /// The requests are dropped by now, so that the thread ends once its last call returns.
     fn drop(&mut self) {
-        if let Some(ended) = &self.ended
-            && ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout)
-        {
+        let Some((thread, ended)) = self.thread.take() else {
+            return;
+        };
+        if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            let seconds = PATIENCE.as_secs();
             warn!(
-                seconds = PATIENCE.as_secs(),
+                seconds,
                 "pinning does not return; its thread is left behind"
             );
+        } else {
+            // Panics of the device were caught on the thread and noted.
+            let _ = thread.join();
         }
     }
 }
@@ -180,14 +190,29 @@ impl Drop for Pinner {
 impl Requests {
     /// Whether asking for the uploads of a visit may pin one.
     pub(super) fn is_open<D: Device>(
-        &self,
+        &mut self,
         transfer: &Transfer<D>,
         kind: usize,
         visit: usize,
     ) -> bool {
-        self.thread.is_some()
-            && !self.unasked
+        if let (Some(target), Some((_, answers))) = (self.open, &self.thread) {
+            match answers.try_recv() {
+                Ok(answer) => self.take(target, &answer),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => self.thread = None,
+            }
+        }
+        self.open.is_none()
+            && self.thread.is_some()
             && self.wanted(transfer, kind, visit).next().is_some()
+    }
+
+    /// Takes in what became of `target`.
+    fn take(&mut self, target: usize, answer: &Answer) {
+        self.open = matches!(answer, Answer::Copied).then_some(target);
+        if matches!(answer, Answer::Staged) {
+            self.refused.insert(target);
+        }
     }
 
     fn wanted<'a, D: Device>(
@@ -206,11 +231,9 @@ impl Requests {
 
     /// Has the uploads of a visit pinned, as far as they can be, and waits for that.
     pub(super) fn pin<D: Device>(&mut self, transfer: &Transfer<D>, kind: usize, visit: usize) {
-        loop {
-            let Some(target) = self.wanted(transfer, kind, visit).next() else {
-                return;
-            };
-            let Some((send, answers)) = &self.thread else {
+        while self.is_open(transfer, kind, visit) {
+            let target = self.wanted(transfer, kind, visit).next();
+            let (Some(target), Some((send, answers))) = (target, &self.thread) else {
                 return;
             };
             let answer = match send.send(target) {
@@ -218,21 +241,19 @@ impl Requests {
                 Err(_) => Err(RecvTimeoutError::Disconnected),
             };
             match answer {
-                Ok(Answer::Pinned) => {}
-                Ok(Answer::Copied) => {
-                    self.unasked = true;
-                    return;
-                }
-                // The visit is staged as a whole, this time.
-                Ok(Answer::Later) => return,
-                Ok(Answer::Staged) => {
-                    self.refused.insert(target);
+                Ok(answer) => {
+                    self.take(target, &answer);
+                    if matches!(answer, Answer::Copied | Answer::Later) {
+                        // The visit is staged as a whole, this time.
+                        return;
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     let seconds = PATIENCE.as_secs();
                     let reason = format!("a source was not pinned within {seconds} s");
                     self.shared.note(reason);
-                    self.thread = None;
+                    self.open = Some(target);
+                    return;
                 }
                 // It has noted why.
                 Err(RecvTimeoutError::Disconnected) => self.thread = None,
@@ -285,10 +306,18 @@ fn pin<D: Device>(
         if copied {
             let left = targets.iter().rev();
             for target in left.filter(|target| !target.is_pinned(transfer)) {
-                let dropped = wanted.try_recv() == Err(TryRecvError::Disconnected);
-                if dropped || pin_target(transfer, target, shared).is_none() {
+                if wanted.try_recv() == Err(TryRecvError::Disconnected) {
                     return;
                 }
+                match pin_target(transfer, target, shared) {
+                    // Locking takes turns with the feeder.
+                    Some(Answer::Pinned) => break,
+                    Some(Answer::Copied | Answer::Later | Answer::Staged) => {}
+                    None => return,
+                }
+            }
+            if answers.send(Answer::Later).is_err() {
+                return;
             }
         }
     }
