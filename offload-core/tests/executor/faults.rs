@@ -1,10 +1,6 @@
 //! Faults injected through the device trait and through files: an error at the visit concerned, nothing leaked, and the
 //! next pass works.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
-mod support;
-
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +14,8 @@ use offload_core::source::{Source, SourceError, SourceFile};
 use offload_core::swappable::{Swappable, TensorSpec};
 use offload_core::testing::toy::{self, ToyBlock};
 use offload_core::testing::{Call, Faults, Observed, Observer};
+
+use crate::support;
 
 type FaultyDevice = Observed<CpuDevice, Faults>;
 

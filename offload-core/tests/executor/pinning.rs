@@ -1,9 +1,5 @@
 //! Files are pinned while passes already stream them, and whatever becomes of that, bytes are right.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +13,8 @@ use offload_core::source::Source;
 use offload_core::swappable::{Swappable, TensorSpec};
 use offload_core::testing::toy::{self, ToyBlock};
 use offload_core::testing::{Call, Faults, Observed, Observer};
+
+use crate::support;
 
 const BLOCKS: usize = 8;
 

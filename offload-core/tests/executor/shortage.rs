@@ -1,9 +1,5 @@
 //! Short memory: less is asked for, step by step, with a warning for each; then it is refused with the numbers.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
-mod support;
-
 use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::sync::Once;
@@ -19,6 +15,8 @@ use offload_core::plan::{Form, PlanError};
 use offload_core::testing::{Call, Observed, Observer};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata, Subscriber, span};
+
+use crate::support;
 
 thread_local! {
     /// The text of each warning on this thread.

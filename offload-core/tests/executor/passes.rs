@@ -1,9 +1,5 @@
 //! Passes that are skipped over, abandoned, forgotten or announced wrongly: the next pass has the right bytes.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
-mod support;
-
 use std::sync::Arc;
 
 use offload_core::cpu::{CpuDevice, CpuStream};
@@ -12,6 +8,8 @@ use offload_core::encoding::Encoding;
 use offload_core::executor::{ArrivalPolicy, DeviceBudget, Lease, Offload, OffloadError, Pass};
 use offload_core::model::{Model, PassKind, Residency};
 use offload_core::testing::toy::{self, ToyBlock};
+
+use crate::support;
 
 struct Rig {
     device: CpuDevice,

@@ -1,15 +1,13 @@
 //! What the plan and the report say is what happened.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
-mod support;
-
 use offload_core::cpu::CpuDevice;
 use offload_core::encoding::Encoding;
 use offload_core::executor::{ArrivalPolicy, Costs, DeviceBudget, Offload, StagingBuffers};
 use offload_core::model::{Model, PassKind};
 use offload_core::testing::toy;
 use offload_core::testing::{Observed, Recorder, VirtualDevice};
+
+use crate::support;
 
 /// Runs passes with and without a last hint, and compares every total with what the recorder counted.
 fn check_totals(model: Model, pins: bool, announce_end: bool, staging: StagingBuffers) {

@@ -4,10 +4,6 @@
 //! Each case follows from its seed. `OFFLOAD_STRESS_SEEDS=100..5000` (or one number: that seed alone) chooses others,
 //! `OFFLOAD_LONG_PASSES=n` runs n of them.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
-mod support;
-
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -29,6 +25,8 @@ use offload_core::swappable::{Swappable, TensorSpec};
 use offload_core::testing::toy::{self, ToyBlock};
 use offload_core::testing::{Call, Faults, Observed, Observer, Recorder};
 use parking_lot::Mutex;
+
+use crate::support;
 
 /// A case that takes longer than this hangs.
 const LIMIT: Duration = Duration::from_secs(60);

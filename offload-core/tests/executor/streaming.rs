@@ -4,10 +4,6 @@
 //! There are five: `Uploaded`, `StagingRead`, `Arrived`, `LastReader` and `LastWriter`. For each, the plan is stripped of it and the same passes are run: the interval table, the
 //! poison or the hashes must notice.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
-mod support;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -18,6 +14,8 @@ use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, OffloadError}
 use offload_core::model::{Model, PassKind};
 use offload_core::plan::{Fence, Plan};
 use offload_core::testing::toy;
+
+use crate::support;
 
 fn passes_from_environment(default: usize) -> usize {
     std::env::var("OFFLOAD_LONG_PASSES")
