@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -35,6 +35,15 @@ pub enum SourceError {
         offset: u64,
         /// Bytes asked for.
         len: u64,
+        /// What the system said.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// It cannot be read past the page cache.
+    #[error("cannot read {path} past the page cache", path = path.display())]
+    NotDirect {
+        /// The file.
+        path: PathBuf,
         /// What the system said.
         #[source]
         source: Arc<io::Error>,
@@ -75,9 +84,14 @@ pub enum SourceError {
     },
 }
 
+/// Reads past the page cache begin and end at multiples of this many bytes, in the file and in memory.
+pub(crate) const DIRECT_ALIGN: usize = 4096;
+
 /// A file opened for reading, with its name, and its length and time of writing when it was opened.
 pub struct SourceFile {
     file: File,
+    /// The same file, opened again for reading past the page cache, once that was wanted.
+    direct: OnceLock<Result<File, Arc<io::Error>>>,
     path: PathBuf,
     len: u64,
     modified: Option<SystemTime>,
@@ -103,10 +117,12 @@ impl SourceFile {
         }
         let file = File::open(&path).map_err(fail)?;
         let metadata = file.metadata().map_err(fail)?;
+        reads_are_large(&file);
         Ok(Arc::new(Self {
             len: metadata.len(),
             modified: metadata.modified().ok(),
             file,
+            direct: OnceLock::new(),
             path,
         }))
     }
@@ -159,15 +175,64 @@ impl SourceFile {
     /// # Errors
     /// When the file ends before or the system fails.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), SourceError> {
+        let wanted = buffer.len();
+        self.read_at_least(&self.file, buffer, offset, wanted)
+    }
+
+    /// Whether the file can be read past the page cache, by reading a little of it.
+    pub(crate) fn check_direct(&self) -> Result<(), SourceError> {
+        let mut buffer = vec![0; 2 * DIRECT_ALIGN];
+        let len = usize::try_from(self.len).map_or(DIRECT_ALIGN, |len| len.min(DIRECT_ALIGN));
+        match self.read_direct_at(&mut buffer, 0, len) {
+            Ok(_) => Ok(()),
+            Err(SourceError::Read { path, source, .. }) => {
+                Err(SourceError::NotDirect { path, source })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads `len` bytes at `offset` past the page cache into `buffer`, and says where in it they begin.
+    ///
+    /// The buffer has to hold three times [`DIRECT_ALIGN`] more.
+    pub(crate) fn read_direct_at(
+        &self,
+        buffer: &mut [u8],
+        offset: u64,
+        len: usize,
+    ) -> Result<usize, SourceError> {
+        let file = self
+            .direct
+            .get_or_init(|| open_direct(&self.file).map_err(Arc::new));
+        let file = file.as_ref().map_err(|source| SourceError::NotDirect {
+            path: self.path.clone(),
+            source: Arc::clone(source),
+        })?;
+        let before = usize::try_from(offset % DIRECT_ALIGN as u64).expect("below the alignment");
+        let start = buffer.as_ptr().align_offset(DIRECT_ALIGN);
+        let wanted = before + len;
+        let room = &mut buffer[start..start + wanted.next_multiple_of(DIRECT_ALIGN)];
+        self.read_at_least(file, room, offset - before as u64, wanted)?;
+        Ok(start + before)
+    }
+
+    /// Reads into `buffer` from `offset` on until `wanted` bytes are there.
+    fn read_at_least(
+        &self,
+        file: &File,
+        buffer: &mut [u8],
+        offset: u64,
+        wanted: usize,
+    ) -> Result<(), SourceError> {
         let mut done = 0;
-        while done < buffer.len() {
+        while done < wanted {
             let at = offset + done as u64;
-            match read_at(&self.file, &mut buffer[done..], at) {
+            match read_at(file, &mut buffer[done..], at) {
                 Ok(0) => {
                     return Err(SourceError::Truncated {
                         path: self.path.clone(),
                         offset,
-                        len: buffer.len() as u64,
+                        len: wanted as u64,
                         end: at,
                         opened_len: self.len,
                     });
@@ -178,7 +243,7 @@ impl SourceFile {
                     return Err(SourceError::Read {
                         path: self.path.clone(),
                         offset: at,
-                        len: (buffer.len() - done) as u64,
+                        len: (wanted - done) as u64,
                         source: Arc::new(error),
                     });
                 }
@@ -186,6 +251,33 @@ impl SourceFile {
         }
         Ok(())
     }
+}
+
+/// Tells the system that what is missing from the page cache is to be read at once, as far as each read reaches: reads
+/// are of megabytes, and its window of read-ahead would cut them to pieces.
+fn reads_are_large(file: &File) {
+    #[cfg(target_os = "linux")]
+    // Advice: where it is not taken, reads are as right.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
+    #[cfg(not(target_os = "linux"))]
+    let _ = file;
+}
+
+/// Opens the file again, not another that has its name by now.
+#[cfg(target_os = "linux")]
+fn open_direct(file: &File) -> io::Result<File> {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::DIRECT.bits();
+    std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.cast_signed())
+        .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_direct(_: &File) -> io::Result<File> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 #[cfg(unix)]
@@ -287,6 +379,22 @@ impl Source {
             | (Self::Described { range }, Self::Described { range: next }) => range.end = next.end,
             (this, next) => unreachable!("{this:?} and {next:?} do not lie in one"),
         }
+    }
+
+    /// Copies `len` bytes from `offset` of the range of a file past the page cache, to where it then says in `buffer`,
+    /// which has to hold three times [`DIRECT_ALIGN`] more.
+    pub(crate) fn read_direct(
+        &self,
+        offset: u64,
+        len: usize,
+        buffer: &mut [u8],
+    ) -> Result<usize, SourceError> {
+        let Self::File { file, range } = self else {
+            unreachable!("{self:?} is in no file")
+        };
+        let start = file.read_direct_at(buffer, range.start + offset, len)?;
+        file.check_unchanged()?;
+        Ok(start)
     }
 
     /// Copies `buffer.len()` bytes from `offset` of the range. Asks afterwards whether the file is still as it was when it

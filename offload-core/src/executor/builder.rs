@@ -37,7 +37,7 @@ impl DeviceBudget {
     }
 }
 
-/// Host memory that offloading may take for itself: its staging buffers. The model's own bytes are not in it.
+/// Host memory that may be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostBudget {
     /// So many bytes.
@@ -116,6 +116,7 @@ pub struct OffloadBuilder<D: Device, M = Model> {
     pub(super) settings: Settings,
     pub(super) staging: StagingBuffers,
     pub(super) host: HostBudget,
+    pub(super) page_cache: HostBudget,
     pub(super) trace: bool,
     pub(super) amend: fn(Plan) -> Plan,
 }
@@ -130,6 +131,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             settings: Settings::default(),
             staging: StagingBuffers::default(),
             host: HostBudget::Available,
+            page_cache: HostBudget::Available,
             trace: false,
             amend: |plan| plan,
         }
@@ -143,6 +145,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             settings,
             staging,
             host,
+            page_cache,
             trace,
             amend,
             model: (),
@@ -154,6 +157,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             settings,
             staging,
             host,
+            page_cache,
             trace,
             amend,
         }
@@ -191,12 +195,23 @@ impl<D: Device, M> OffloadBuilder<D, M> {
         self
     }
 
-    /// Host memory that may be taken. Default: what is available.
+    /// Host memory that may be taken for the staging buffers. Default: what is available. The model's own bytes are not in
+    /// it: for those see [`page_cache`](Self::page_cache).
     ///
     /// Where it does not hold the staging buffers, smaller ones are used, down to two of 64 KiB; then what would stream
     /// through them stays on the device, if that is allowed as much. Each step is logged and stands in the report.
     pub fn host_budget(mut self, budget: HostBudget) -> Self {
         self.host = budget;
+        self
+    }
+
+    /// Bytes of the model's files that the system's page cache is to hold. Default: three quarters of what is available.
+    ///
+    /// Of a model with more, a fixed part of so many bytes, spread over the blocks, is read through the page cache and
+    /// stays there; the rest stays on the device if it can, or is read past the cache in each pass, at the rate of the
+    /// drive. Read through the cache, each byte would have been given up for another when its turn came again.
+    pub fn page_cache(mut self, budget: HostBudget) -> Self {
+        self.page_cache = budget;
         self
     }
 
@@ -249,6 +264,13 @@ impl<D: Device> OffloadBuilder<D, Model> {
         match self.host {
             HostBudget::Bytes(bytes) => Some(bytes),
             HostBudget::Available => crate::host::available_bytes(),
+        }
+    }
+
+    pub(super) fn page_cache_bytes(&self) -> Option<u64> {
+        match self.page_cache {
+            HostBudget::Bytes(bytes) => Some(bytes),
+            HostBudget::Available => crate::host::available_bytes().map(|bytes| bytes / 4 * 3),
         }
     }
 

@@ -24,7 +24,7 @@ use crate::executor::error::OffloadError;
 use crate::executor::pinner::Requests;
 use crate::executor::transfer::{Job, Transfer};
 use crate::plan::Stage;
-use crate::source::{Source, SourceError};
+use crate::source::{DIRECT_ALIGN, Source, SourceError};
 
 /// Buffers between the readers and the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +101,7 @@ struct Chunk {
     source_offset: u64,
     arena_offset: u64,
     len: usize,
+    past_cache: bool,
     last_of_job: bool,
     first_of_job: bool,
 }
@@ -123,7 +124,8 @@ struct Filled<D: Device> {
     ordinal: u64,
     chunk: Chunk,
     staging: D::Staging,
-    result: Result<(), ReadError>,
+    /// Where in `staging` its bytes begin.
+    result: Result<usize, ReadError>,
 }
 
 /// Handle of the worker threads. Dropping it ends and joins them.
@@ -240,16 +242,19 @@ fn read<D: Device>(transfer: &Transfer<D>, reads: &Receiver<Read<D>>, filled: &S
     {
         let fill = || {
             if epoch != transfer.epoch.load(Ordering::Acquire) {
-                return Ok(());
+                return Ok(0);
             }
             let bytes = transfer
                 .device
                 .staging_bytes(&mut staging)
                 .map_err(ReadError::Device)?;
-            chunk
-                .source
-                .read(chunk.source_offset, &mut bytes[..chunk.len])
-                .map_err(ReadError::Source)
+            let (source, offset) = (&chunk.source, chunk.source_offset);
+            let read = if chunk.past_cache {
+                source.read_direct(offset, chunk.len, bytes)
+            } else {
+                source.read(offset, &mut bytes[..chunk.len]).map(|()| 0)
+            };
+            read.map_err(ReadError::Source)
         };
         let result = catch_unwind(AssertUnwindSafe(fill))
             .unwrap_or_else(|panic| Err(ReadError::Panic(message_of(&*panic))));
@@ -501,9 +506,11 @@ impl<D: Device> Feed<'_, D> {
         let upload = &uploads[upload_index];
         let (source, offset) = (&upload.source, upload.offset);
         let left = source.len() - done;
-        let len = usize::try_from(left)
-            .unwrap_or(usize::MAX)
-            .min(self.buffer_bytes);
+        let room = match upload.past_cache {
+            true => self.buffer_bytes - 3 * DIRECT_ALIGN,
+            false => self.buffer_bytes,
+        };
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(room);
         let ends_upload = len as u64 == left;
         let last_of_job = ends_upload && staged(upload_index + 1).is_none();
         let chunk = Chunk {
@@ -511,6 +518,7 @@ impl<D: Device> Feed<'_, D> {
             source_offset: done,
             arena_offset: offset + done,
             len,
+            past_cache: upload.past_cache,
             first_of_job,
             last_of_job,
         };
@@ -574,10 +582,10 @@ impl<D: Device> Feed<'_, D> {
         job: &Job<D>,
         chunk: &Chunk,
         staging: &mut D::Staging,
-        filled: Result<(), ReadError>,
+        filled: Result<usize, ReadError>,
     ) -> Result<(), OffloadError> {
         let transfer = self.transfer;
-        filled.map_err(|error| match error {
+        let begin = filled.map_err(|error| match error {
             ReadError::Source(source) => {
                 let block = transfer.block_name(job.kind, job.visit).to_owned();
                 OffloadError::Source { block, source }
@@ -596,7 +604,7 @@ impl<D: Device> Feed<'_, D> {
                 arena,
                 chunk.arena_offset,
                 staging,
-                0..chunk.len,
+                begin..begin + chunk.len,
             )?;
             transfer.count(job, chunk.len);
             if chunk.last_of_job {

@@ -22,6 +22,7 @@ mod feeder;
 mod layout;
 mod lease;
 mod load;
+mod page_cache;
 mod pass;
 mod pinner;
 mod program;
@@ -52,6 +53,7 @@ use crate::plan::{Budget, Plan, Tier};
 use crate::source::{Source, SourceFile};
 use feeder::Feeder;
 use layout::BlockLayout;
+use page_cache::PastCache;
 use pinner::Pinner;
 use program::PinnedSources;
 use report::History;
@@ -125,6 +127,10 @@ impl<D: Device> Offload<D> {
         let files_are_pinned = settings.pin_files && device.pins_files();
         let mut workload =
             program::workload::<D>(model, &layouts, &pinned, files_are_pinned, costs);
+        let cache_bytes = builder.page_cache_bytes();
+        let plan = || settings.plan(&workload, ask.budget).map_err(Refused::Plan);
+        let past = PastCache::decide(model, &layouts, cache_bytes, ask.buffers, plan)?;
+        past.tell(&mut workload);
         if ask.keeps() {
             for block in &mut workload.blocks {
                 if block.tier != Tier::Pinned && block.residency == Residency::Planned {
@@ -134,7 +140,8 @@ impl<D: Device> Offload<D> {
         }
         let make = |budget| settings.plan(&workload, budget);
         let plan = amend(make(ask.budget).map_err(Refused::Plan)?);
-        let (kinds, tables) = program::build(device, model, &layouts, &plan)?;
+        let (mut kinds, tables) = program::build(device, model, &layouts, &plan)?;
+        past.mark(&mut kinds);
         let streamed = || kinds.iter().flat_map(|kind| kind.visits.iter().flatten());
         let staged = !streamed().all(program::VisitProgram::is_pinned);
         if staged || !program::is_all_pinned::<D>(model, &pinned) {
@@ -207,7 +214,8 @@ impl<D: Device> Offload<D> {
         let of_staging = |error| Refused::of_staging(error, ask.buffers, staged);
         offload.load(arena, &tables).map_err(of_staging)?;
         if staged {
-            let (pinner, requests) = Pinner::start(&offload.transfer, settings.pin_files);
+            let (pinner, requests) =
+                Pinner::start(&offload.transfer, settings.pin_files, past.notes);
             offload.pinner = pinner;
             let feeder = Feeder::start(&offload.transfer, ask.buffers, jobs_ahead, requests);
             offload.feeder = Some(feeder.map_err(of_staging)?);

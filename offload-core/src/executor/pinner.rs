@@ -41,6 +41,8 @@ pub struct HostReport {
     pub copied_bytes: u64,
     /// Bytes that go through staging buffers at each visit, as of now.
     pub staged_bytes: u64,
+    /// Bytes of those that are read past the page cache, because it does not hold the model.
+    pub uncached_bytes: u64,
     /// Why a better way was not taken, the first few reasons.
     pub notes: Vec<String>,
 }
@@ -52,6 +54,7 @@ type Step = (usize, usize, usize);
 #[derive(Debug)]
 struct Target {
     source: Source,
+    past_cache: bool,
     steps: Vec<Step>,
 }
 
@@ -123,11 +126,26 @@ impl Pinner {
     }
 
     /// Starts the thread, unless nothing is staged or nothing may be pinned.
-    pub(super) fn start<D: Device>(transfer: &Arc<Transfer<D>>, may_pin: bool) -> (Self, Requests) {
-        let targets = targets(transfer);
+    pub(super) fn start<D: Device>(
+        transfer: &Arc<Transfer<D>>,
+        may_pin: bool,
+        notes: Vec<String>,
+    ) -> (Self, Requests) {
+        let mut targets = targets(transfer);
         let mut pinner = Self::idle();
-        let staged = targets.iter().map(|target| target.source.len()).sum();
-        pinner.shared.0.lock().staged_bytes = staged;
+        let bytes = |targets: &[Target]| targets.iter().map(|target| target.source.len()).sum();
+        let staged_bytes = bytes(&targets);
+        // What is read past the page cache is not in it to be pinned.
+        targets.retain(|target| !target.past_cache);
+        let kept: u64 = bytes(&targets);
+        *pinner.shared.0.lock() = HostReport {
+            staged_bytes,
+            uncached_bytes: staged_bytes - kept,
+            ..HostReport::default()
+        };
+        for note in notes {
+            pinner.shared.note(note);
+        }
         let steps = targets.iter().enumerate();
         let steps =
             steps.flat_map(|(index, target)| target.steps.iter().map(move |&step| (step, index)));
@@ -278,6 +296,7 @@ fn targets<D: Device>(transfer: &Transfer<D>) -> Vec<Target> {
                 if index == targets.len() {
                     targets.push(Target {
                         source: upload.source.clone(),
+                        past_cache: upload.past_cache,
                         steps: Vec::new(),
                     });
                 }

@@ -143,6 +143,8 @@ pub(super) struct UploadStep<D: Device> {
     pub(super) pinned: OnceLock<D::Pinned>,
     /// It was pinned when it was built: it is never staged.
     pub(super) fixed: bool,
+    /// It is read from its file past the page cache; set by [`page_cache::mark`](super::page_cache::mark).
+    pub(super) past_cache: bool,
 }
 
 impl<D: Device> UploadStep<D> {
@@ -223,6 +225,7 @@ pub(super) fn build<D: Device>(
                 };
                 uploads.push(UploadStep {
                     offset: image.offset + upload.image_offset,
+                    past_cache: false,
                     source: upload.source,
                     fixed: pinned.is_some(),
                     pinned: pinned.map_or_else(OnceLock::new, OnceLock::from),

@@ -4,6 +4,7 @@
 
 mod accounting;
 mod faults;
+mod page_cache;
 mod passes;
 mod pinning;
 mod shortage;
