@@ -681,10 +681,11 @@ impl Report {
         let host = &self.host;
         writeln!(
             out,
-            "sources     {} mapped, {} copied, {} staged",
+            "sources     {} mapped, {} copied, {} staged ({} past the page cache)",
             ByteSize(host.mapped_bytes),
             ByteSize(host.copied_bytes),
-            ByteSize(host.staged_bytes)
+            ByteSize(host.staged_bytes),
+            ByteSize(host.uncached_bytes)
         )?;
         for note in &host.notes {
             writeln!(out, "because     {note}")?;

@@ -206,8 +206,9 @@ impl fmt::Display for Report {
         let host = &self.host;
         writeln!(
             f,
-            "sources           {:.1} MiB staged, {:.1} MiB mapped, {:.1} MiB copied",
+            "sources           {:.1} MiB staged ({:.1} past the page cache), {:.1} MiB mapped, {:.1} MiB copied",
             mib(host.staged_bytes),
+            mib(host.uncached_bytes),
             mib(host.mapped_bytes),
             mib(host.copied_bytes)
         )?;

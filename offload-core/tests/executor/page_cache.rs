@@ -1,13 +1,17 @@
 //! Models that the page cache does not hold: a fixed part is kept there, the rest is read past it.
 
+use std::sync::Arc;
+
 use offload_core::cpu::CpuDevice;
 use offload_core::device::Device;
+use offload_core::encoding::Encoding;
 use offload_core::executor::{
     ArrivalPolicy, DeviceBudget, HostBudget, HostReport, Offload, OffloadError, StagingBuffers,
 };
 use offload_core::model::{Model, PassKind};
-use offload_core::source::SourceError;
-use offload_core::testing::toy;
+use offload_core::source::{Source, SourceError, SourceFile};
+use offload_core::swappable::{Swappable, TensorSpec};
+use offload_core::testing::toy::{self, ToyBlock};
 
 use crate::support;
 
@@ -126,6 +130,42 @@ fn buffers_too_small_for_reading_past_the_cache_are_noted() {
     assert_eq!(host.uncached_bytes, 0);
     let notes = &host.notes;
     assert!(notes[0].contains("4096 bytes are too small"), "{notes:?}");
+}
+
+/// The system's own files have no drive under them.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_that_cannot_be_read_past_the_cache_is_noted_and_read_through_it() {
+    let path = "/sys/kernel/mm/transparent_hugepage/enabled";
+    let Ok(file) = SourceFile::open(path) else {
+        println!("SKIPPED: there is no {path}");
+        return;
+    };
+    let source = Source::File { file, range: 0..16 };
+    let block = |index: usize| {
+        let tensor = TensorSpec::new("t", [2, 4], Encoding::BF16, source.clone()).unwrap();
+        Arc::new(ToyBlock::new(format!("{index}"), vec![tensor])) as Arc<dyn Swappable>
+    };
+    let model = Model::new((0..BLOCKS).map(block).collect()).unwrap();
+    let expected = support::expected(&model, &ArrivalPolicy::default());
+    let device = CpuDevice::new();
+    let compute = device.inline_stream();
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .remainder_below(1)
+        .device_budget(DeviceBudget::Least)
+        .page_cache(HostBudget::Bytes(0))
+        .build()
+        .unwrap();
+    let seen = support::Seen::default();
+    support::pass(&mut offload, PassKind::FULL, &compute, &seen).unwrap();
+    support::check(&seen, &expected, &(0..BLOCKS).collect::<Vec<_>>());
+    let notes = offload.report().unwrap().host.notes;
+    let expected = format!("cannot read {path} past the page cache: ");
+    assert!(
+        notes.iter().any(|note| note.starts_with(&expected)),
+        "{notes:?}"
+    );
 }
 
 #[test]
