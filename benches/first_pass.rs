@@ -1,3 +1,4 @@
+#![expect(unsafe_code, reason = "one of the ways asks for a promise")]
 //! How long it takes from a file to the end of the first pass, by each rung of the ladder of host memory.
 //!
 //! ```text
@@ -7,7 +8,8 @@
 //! The file is written first, unless it is there: blocks of a WAN 14B transformer in bf16, seeded. Everything is
 //! streamed; nothing is computed, so the wire is the limit. Times are from before `build()`, with the device's context
 //! up, and the floor is moving the same bytes once from page-locked memory in the same run. With `--cold` the page cache
-//! is dropped before each rung (that needs root), and the floor is the drive's own rate, read past the page cache.
+//! is dropped before each rung (that needs root), and the floor is the drive's own rate, read past the page cache: the
+//! better of two times, before and after the rungs.
 //!
 //! Beside the times: the most anonymous memory that the process had, and the 99th percentile of a driver call that
 //! another thread makes all the while. Where there is no GPU it says so and ends with status 0.
@@ -23,7 +25,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use offload_core::device::Device;
 use offload_core::encoding::Encoding;
-use offload_core::executor::{DeviceBudget, Offload};
+use offload_core::executor::{DeviceBudget, HostBudget, Offload};
 use offload_core::model::{Model, PassKind, Residency};
 use offload_core::source::{Source, SourceFile};
 use offload_core::swappable::{Swappable, TensorSpec};
@@ -61,6 +63,19 @@ struct Arguments {
     /// Runs on two blocks.
     #[arg(long)]
     test: bool,
+}
+
+/// How the staging ring is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ring {
+    /// For what is not page-locked yet.
+    UntilPinned,
+    /// For everything, read through the page cache.
+    Read,
+    /// Copied from the mapped file.
+    Mapped,
+    /// Read past the page cache.
+    PastCache,
 }
 
 #[derive(Debug, Serialize)]
@@ -115,41 +130,51 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bytes = blocks * BLOCK_BYTES;
     let wire_floor_s = bytes as f64 / wire_rate(&device)?;
     drop(device);
-    let drive_floor_s = if arguments.cold {
-        Some(bytes as f64 / drive_rate(&path)?)
-    } else {
-        None
-    };
+    let drive = || arguments.cold.then(|| drive_s(&path)).transpose();
+    let drive_before_s = drive()?;
     type Settings = fn(CudaDeviceBuilder) -> CudaDeviceBuilder;
-    let rungs: [(&str, bool, Settings); 3] = [
-        ("mapping locked in place", true, |builder| {
+    let mut rungs: Vec<(&str, Ring, Settings)> = vec![
+        ("mapping locked in place", Ring::UntilPinned, |builder| {
             builder.copy_files(false)
         }),
-        ("copy in locked memory", true, |builder| {
+        ("copy in locked memory", Ring::UntilPinned, |builder| {
             builder.lock_mappings(false)
         }),
-        ("staging ring, pread", false, |builder| builder),
+        ("ring, pread", Ring::Read, |builder| builder),
+        ("ring, copy of mapping", Ring::Mapped, |builder| builder),
     ];
+    if arguments.cold {
+        rungs.push(("ring, past page cache", Ring::PastCache, |builder| builder));
+    }
     let mut rows = Vec::new();
-    for (mode, pin, settings) in rungs {
+    for (mode, ring, settings) in rungs {
         if arguments.cold {
             drop_page_cache(&path)?;
         } else {
             warm(&path)?;
         }
         let device = settings(CudaDevice::builder(0)).build()?;
-        let mut row = measure(&device, &path, blocks, arguments.passes, pin)?;
+        let mut row = measure(&device, &path, blocks, arguments.passes, ring)?;
         row.mode = mode.to_owned();
         row.cold = arguments.cold;
         row.wire_floor_s = wire_floor_s;
+        rows.push(row);
+    }
+    let drive_after_s = drive()?;
+    let share = bytes as f64 / fs::metadata(&path)?.len() as f64;
+    let drive_floor_s = drive_before_s
+        .zip(drive_after_s)
+        .map(|(a, b)| a.min(b) * share);
+    let floor_s = drive_floor_s.unwrap_or(wire_floor_s);
+    for row in &mut rows {
         row.drive_floor_s = drive_floor_s;
-        row.over_floor = row.first_pass_s / drive_floor_s.unwrap_or(wire_floor_s);
+        row.over_floor = row.first_pass_s / floor_s;
         println!(
-            "{mode:24} build {:.4} s, first pass done {:.4} s, {:.3} of the floor {:.4} s, later {:.4?} s, anonymous {} MiB, driver call p99 {:.0} us, max {:.0} us; mapped {} MiB, copied {} MiB, staged {} MiB {:?}",
+            "{:24} build {:.4} s, first pass done {:.4} s, {:.3} of the floor {floor_s:.4} s, later {:.4?} s, anonymous {} MiB, driver call p99 {:.0} us, max {:.0} us; mapped {} MiB, copied {} MiB, staged {} MiB {:?}",
+            row.mode,
             row.build_s,
             row.first_pass_s,
             row.over_floor,
-            drive_floor_s.unwrap_or(wire_floor_s),
             row.later_passes_s,
             row.peak_anonymous_bytes >> 20,
             row.driver_call_p99_us,
@@ -159,7 +184,6 @@ fn main() -> Result<(), Box<dyn Error>> {
             row.staged_bytes >> 20,
             row.notes,
         );
-        rows.push(row);
     }
     if let Some(path) = &arguments.json {
         serde_json::to_writer_pretty(File::create(path)?, &rows)?;
@@ -245,21 +269,22 @@ fn drop_page_cache(path: &Path) -> Result<(), Box<dyn Error>> {
         .map_err(|error| format!("the page cache cannot be dropped: {error}").into())
 }
 
-/// Bytes a second of the drive, by `dd` past the page cache.
-fn drive_rate(path: &Path) -> Result<f64, Box<dyn Error>> {
-    const PIECES: u64 = 256;
+/// Seconds that the drive takes for the file, by `dd` past the page cache.
+fn drive_s(path: &Path) -> Result<f64, Box<dyn Error>> {
     let begin = Instant::now();
     let status = std::process::Command::new("dd")
         .arg(format!("if={}", path.display()))
         .args(["of=/dev/null", "bs=8M", "iflag=direct", "status=none"])
-        .arg(format!("count={PIECES}"))
         .status()?;
     if !status.success() {
         return Err(format!("dd: {status}").into());
     }
-    let rate = (PIECES * (8 << 20)) as f64 / begin.elapsed().as_secs_f64();
-    eprintln!("drive {:.2} GB/s", rate * 1e-9);
-    Ok(rate)
+    let seconds = begin.elapsed().as_secs_f64();
+    eprintln!(
+        "drive {:.2} GB/s",
+        fs::metadata(path)?.len() as f64 / seconds * 1e-9
+    );
+    Ok(seconds)
 }
 
 fn model(file: &Arc<SourceFile>, blocks: u64) -> Result<Model, Box<dyn Error>> {
@@ -294,7 +319,7 @@ fn measure(
     path: &Path,
     blocks: u64,
     passes: usize,
-    pin: bool,
+    ring: Ring,
 ) -> Result<Row, Box<dyn Error>> {
     let file = SourceFile::open(path)?;
     let model = model(&file, blocks)?;
@@ -326,11 +351,17 @@ fn measure(
         });
         let run = || -> Result<Row, Box<dyn Error>> {
             let begin = Instant::now();
-            let mut offload = Offload::builder(device)
+            let builder = Offload::builder(device)
                 .model(model)
                 .device_budget(DeviceBudget::Bytes(PLACES * BLOCK_BYTES + (1 << 20)))
-                .pin_files(pin)
-                .build()?;
+                .pin_files(ring == Ring::UntilPinned);
+            let builder = match ring {
+                Ring::UntilPinned | Ring::Read => builder,
+                // SAFETY: the file is this bench's, which writes it no more.
+                Ring::Mapped => unsafe { builder.copy_from_mappings() },
+                Ring::PastCache => builder.page_cache(HostBudget::Bytes(0)),
+            };
+            let mut offload = builder.build()?;
             let build_s = begin.elapsed().as_secs_f64();
             let mut first_pass_s = 0.0;
             let mut later_passes_s = Vec::new();

@@ -117,6 +117,7 @@ pub struct OffloadBuilder<D: Device, M = Model> {
     pub(super) staging: StagingBuffers,
     pub(super) host: HostBudget,
     pub(super) page_cache: HostBudget,
+    pub(super) copy_mappings: bool,
     pub(super) trace: bool,
     pub(super) amend: fn(Plan) -> Plan,
 }
@@ -132,6 +133,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             staging: StagingBuffers::default(),
             host: HostBudget::Available,
             page_cache: HostBudget::Available,
+            copy_mappings: false,
             trace: false,
             amend: |plan| plan,
         }
@@ -146,6 +148,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             staging,
             host,
             page_cache,
+            copy_mappings,
             trace,
             amend,
             model: (),
@@ -158,6 +161,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             staging,
             host,
             page_cache,
+            copy_mappings,
             trace,
             amend,
         }
@@ -237,6 +241,18 @@ impl<D: Device, M> OffloadBuilder<D, M> {
     /// host memory as is streamed. Otherwise only the staging buffers are. Default: yes.
     pub fn pin_files(mut self, pin: bool) -> Self {
         self.settings.pin_files = pin;
+        self
+    }
+
+    /// Fills staging buffers from mappings of the files rather than by reading: it can be faster, and is without the
+    /// protection that reading has. Linux; elsewhere files are read as ever.
+    ///
+    /// # Safety
+    /// As long as the executor lives no process writes to the files or makes them shorter. A file that is cut off as it is
+    /// copied ends this process with a signal (`SIGBUS`).
+    #[expect(unsafe_code, reason = "its caller makes a promise")]
+    pub unsafe fn copy_from_mappings(mut self) -> Self {
+        self.copy_mappings = true;
         self
     }
 

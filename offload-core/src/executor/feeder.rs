@@ -21,6 +21,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::device::{Device, DeviceError};
 use crate::executor::error::OffloadError;
+use crate::executor::mapped::Mappings;
 use crate::executor::pinner::Requests;
 use crate::executor::transfer::{Job, Transfer};
 use crate::plan::Stage;
@@ -140,6 +141,7 @@ impl<D: Device> Feeder<D> {
         transfer: &Arc<Transfer<D>>,
         buffers: StagingBuffers,
         jobs_ahead: usize,
+        mappings: Mappings,
         requests: Requests,
     ) -> Result<Self, OffloadError> {
         let device = &transfer.device;
@@ -156,12 +158,14 @@ impl<D: Device> Feeder<D> {
         };
         let (reads, to_read) = bounded::<Read<D>>(count);
         let (filled, from_readers) = bounded::<Filled<D>>(count);
+        let mappings = Arc::new(mappings);
         for _ in 0..readers {
-            let (transfer, to_read) = (Arc::clone(transfer), to_read.clone());
-            let filled = filled.clone();
-            feeder.spawn("offload-read", move || read(&transfer, &to_read, &filled))?;
+            let (transfer, mappings) = (Arc::clone(transfer), Arc::clone(&mappings));
+            let (to_read, filled) = (to_read.clone(), filled.clone());
+            let work = move || read(&transfer, &mappings, &to_read, &filled);
+            feeder.spawn("offload-read", work)?;
         }
-        drop(filled);
+        drop((filled, mappings));
         let transfer = Arc::clone(transfer);
         feeder.spawn("offload-feed", move || {
             let mut feed = Feed {
@@ -232,7 +236,12 @@ impl<D: Device> Drop for Feeder<D> {
     }
 }
 
-fn read<D: Device>(transfer: &Transfer<D>, reads: &Receiver<Read<D>>, filled: &Sender<Filled<D>>) {
+fn read<D: Device>(
+    transfer: &Transfer<D>,
+    mappings: &Mappings,
+    reads: &Receiver<Read<D>>,
+    filled: &Sender<Filled<D>>,
+) {
     while let Ok(Read {
         ordinal,
         epoch,
@@ -252,7 +261,8 @@ fn read<D: Device>(transfer: &Transfer<D>, reads: &Receiver<Read<D>>, filled: &S
             let read = if chunk.past_cache {
                 source.read_direct(offset, chunk.len, bytes)
             } else {
-                source.read(offset, &mut bytes[..chunk.len]).map(|()| 0)
+                let buffer = &mut bytes[..chunk.len];
+                mappings.read(source, offset, buffer).map(|()| 0)
             };
             read.map_err(ReadError::Source)
         };

@@ -22,6 +22,7 @@ mod feeder;
 mod layout;
 mod lease;
 mod load;
+mod mapped;
 mod page_cache;
 mod pass;
 mod pinner;
@@ -53,6 +54,7 @@ use crate::plan::{Budget, Plan, Tier};
 use crate::source::{Source, SourceFile};
 use feeder::Feeder;
 use layout::BlockLayout;
+use mapped::Mappings;
 use page_cache::PastCache;
 use pinner::Pinner;
 use program::PinnedSources;
@@ -129,7 +131,7 @@ impl<D: Device> Offload<D> {
             program::workload::<D>(model, &layouts, &pinned, files_are_pinned, costs);
         let cache_bytes = builder.page_cache_bytes();
         let plan = || settings.plan(&workload, ask.budget).map_err(Refused::Plan);
-        let past = PastCache::decide(model, &layouts, cache_bytes, ask.buffers, plan)?;
+        let mut past = PastCache::decide(model, &layouts, cache_bytes, ask.buffers, plan)?;
         past.tell(&mut workload);
         if ask.keeps() {
             for block in &mut workload.blocks {
@@ -214,10 +216,15 @@ impl<D: Device> Offload<D> {
         let of_staging = |error| Refused::of_staging(error, ask.buffers, staged);
         offload.load(arena, &tables).map_err(of_staging)?;
         if staged {
+            let mappings = match builder.copy_mappings {
+                true => Mappings::new(model, &mut past.notes),
+                false => Mappings::default(),
+            };
             let (pinner, requests) =
                 Pinner::start(&offload.transfer, settings.pin_files, past.notes);
             offload.pinner = pinner;
-            let feeder = Feeder::start(&offload.transfer, ask.buffers, jobs_ahead, requests);
+            let (transfer, buffers) = (&offload.transfer, ask.buffers);
+            let feeder = Feeder::start(transfer, buffers, jobs_ahead, mappings, requests);
             offload.feeder = Some(feeder.map_err(of_staging)?);
         }
         if let Some(origin) = &offload.origin {

@@ -170,6 +170,41 @@ fn a_file_that_cannot_be_read_past_the_cache_is_noted_and_read_through_it() {
 
 #[test]
 #[cfg(target_os = "linux")]
+#[expect(
+    unsafe_code,
+    reason = "the promise is kept: the file is the test's own"
+)]
+fn from_mappings_the_bytes_are_the_same() {
+    let device = CpuDevice::builder().poison(true).build();
+    let (kept, model) = model();
+    let expected = support::expected(&model, &ArrivalPolicy::default());
+    let compute = device.inline_stream();
+    let builder = Offload::builder(&device)
+        .model(model)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .staging_buffers(BUFFERS);
+    // SAFETY: nobody else knows the file.
+    let mut offload = unsafe { builder.copy_from_mappings() }.build().unwrap();
+    let seen = support::Seen::default();
+    for _ in 0..PASSES {
+        support::pass(&mut offload, PassKind::FULL, &compute, &seen).unwrap();
+        support::check(&seen, &expected, &(0..BLOCKS).collect::<Vec<_>>());
+    }
+    // Of the mapping, pages were touched.
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut lines = smaps.lines();
+    let name = kept.path().to_str().unwrap();
+    assert!(lines.any(|line| line.ends_with(name)), "{name} is mapped");
+    let resident = lines.find_map(|line| line.strip_prefix("Rss:"));
+    assert!(!resident.unwrap().trim().starts_with("0 "), "{resident:?}");
+    drop(offload);
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    assert!(!maps.contains(name), "{name} is mapped no more");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
 fn a_file_truncated_while_it_is_read_past_the_cache_is_an_error_that_names_it() {
     let device = CpuDevice::new();
     let (kept, model) = model();
