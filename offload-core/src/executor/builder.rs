@@ -6,9 +6,9 @@ use crate::device::Device;
 use crate::executor::Offload;
 use crate::executor::costs::Costs;
 use crate::executor::error::OffloadError;
-use crate::executor::feeder::StagingBuffers;
 use crate::executor::layout::{ArrivalPolicy, BlockLayout};
 use crate::executor::program;
+use crate::executor::readers::StagingBuffers;
 use crate::model::Model;
 use crate::plan::{Budget, Plan, PlanError, Workload};
 

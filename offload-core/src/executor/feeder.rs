@@ -1,16 +1,13 @@
-//! Worker threads that read sources into staging buffers and submit their uploads.
+//! A thread that submits uploads and decodes, and what it has read into staging buffers ahead of them.
 //!
 //! ```text
-//! executor --jobs--> offload-feed --reads--> offload-read x R --filled--> offload-feed --uploads--> device
+//! executor --jobs--> offload-feed --pieces--> offload-read x R --staging buffers--> offload-feed --uploads--> device
 //! ```
 //!
 //! A job is the upload or the decode of one visit. The feeder cuts uploads into chunks of a staging buffer and keeps all
-//! buffers reading ahead, over job boundaries; it submits chunks, and the jobs that need no buffer, in order. A buffer
-//! returns to the readers with its copy still under way: the reader that fills it next waits for that, and the oldest
-//! copy is taken first. Reads are bounded by the number of buffers and jobs by the visits of two passes, so a slow device
-//! slows the readers.
+//! buffers reading ahead, over job boundaries; it submits chunks, and the jobs that need no buffer, in order. Reads are
+//! bounded by the number of buffers and jobs by the visits of two passes, so a slow device slows the readers.
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -21,73 +18,10 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::device::{Device, DeviceError};
 use crate::executor::error::OffloadError;
-use crate::executor::mapped::Mappings;
 use crate::executor::pinner::Requests;
+use crate::executor::readers::{Piece, ReadError, Readers, message_of, spawn};
 use crate::executor::transfer::{Job, Transfer};
 use crate::plan::Stage;
-use crate::source::{DIRECT_ALIGN, Source, SourceError};
-
-/// Buffers between the readers and the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StagingBuffers {
-    /// How many, with a reader for each up to the number of processors and 12. Default: 16, so that as many readers as
-    /// it takes to keep up with the wire are busy while others are copied.
-    pub count: usize,
-    /// Bytes of each. Default: 8 MiB, where uploads one after another reach the rate of the wire.
-    pub bytes: usize,
-}
-
-impl Default for StagingBuffers {
-    fn default() -> Self {
-        Self {
-            count: 16,
-            bytes: 8 << 20,
-        }
-    }
-}
-
-/// More do not read faster from the page cache.
-const READERS: usize = 12;
-
-/// Makes the buffers on several threads: most of the time is the system's, which zeroes pages.
-fn allocate<D: Device>(
-    device: &D,
-    count: usize,
-    bytes: usize,
-    threads: usize,
-) -> Result<Vec<D::Staging>, DeviceError> {
-    let share = |thread: usize| (thread..count).step_by(threads);
-    let make = |thread: usize| -> Result<Vec<D::Staging>, DeviceError> {
-        share(thread)
-            .map(|_| device.allocate_staging(bytes))
-            .collect()
-    };
-    std::thread::scope(|scope| {
-        let mut others = Vec::new();
-        // This thread's share, and what the system makes no thread for.
-        let mut own = vec![0];
-        for thread in 1..threads {
-            let work = move || make(thread);
-            match std::thread::Builder::new().spawn_scoped(scope, work) {
-                Ok(other) => others.push(other),
-                Err(_) => own.push(thread),
-            }
-        }
-        let made: Result<Vec<_>, _> = own.into_iter().map(make).collect();
-        let mut buffers = made.map(|made| made.into_iter().flatten().collect::<Vec<_>>());
-        for other in others {
-            // A panic of the device is the caller's.
-            let made = other
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            buffers = buffers.and_then(|mut buffers| {
-                buffers.append(&mut made?);
-                Ok(buffers)
-            });
-        }
-        buffers
-    })
-}
 
 enum Message<D: Device> {
     Job(Job<D>),
@@ -95,117 +29,49 @@ enum Message<D: Device> {
     Barrier(Sender<()>),
 }
 
-/// Part of an upload that fits a staging buffer.
-#[derive(Clone)]
+/// Part of an upload that fits a staging buffer, being read.
 struct Chunk {
-    source: Source,
-    source_offset: u64,
     arena_offset: u64,
     len: usize,
-    past_cache: bool,
     last_of_job: bool,
     first_of_job: bool,
 }
 
-struct Read<D: Device> {
-    ordinal: u64,
-    /// Nothing is read for an epoch that has ended.
-    epoch: u64,
-    chunk: Chunk,
-    staging: D::Staging,
-}
-
-enum ReadError {
-    Source(SourceError),
-    Device(DeviceError),
-    Panic(String),
-}
-
-struct Filled<D: Device> {
-    ordinal: u64,
-    chunk: Chunk,
-    staging: D::Staging,
-    /// Where in `staging` its bytes begin.
-    result: Result<usize, ReadError>,
-}
-
-/// Handle of the worker threads. Dropping it ends and joins them.
+/// Handle of the feeder's thread. Dropping it ends and joins it, and the readers with it.
 #[derive(Debug)]
 pub(super) struct Feeder<D: Device> {
     messages: Option<Sender<Message<D>>>,
-    threads: Vec<JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl<D: Device> Feeder<D> {
     pub(super) fn start(
         transfer: &Arc<Transfer<D>>,
-        buffers: StagingBuffers,
+        readers: Readers<D>,
         jobs_ahead: usize,
-        mappings: Mappings,
         requests: Requests,
     ) -> Result<Self, OffloadError> {
-        let device = &transfer.device;
-        let count = buffers.count.max(1);
-        let parallelism = std::thread::available_parallelism().map_or(1, usize::from);
-        let readers = count.min(parallelism).min(READERS);
-        let staging = allocate(device, count, buffers.bytes.max(1), readers)?;
         let (messages, inbox) = bounded(jobs_ahead + 1);
-        // Made before the channels between the threads: if one cannot be spawned, the channels are closed first, and the
-        // threads that were spawned end when the feeder joins them.
-        let mut feeder = Self {
-            messages: Some(messages),
-            threads: Vec::new(),
-        };
-        let (reads, to_read) = bounded::<Read<D>>(count);
-        let (filled, from_readers) = bounded::<Filled<D>>(count);
-        let mappings = Arc::new(mappings);
-        for _ in 0..readers {
-            let (transfer, mappings) = (Arc::clone(transfer), Arc::clone(&mappings));
-            let (to_read, filled) = (to_read.clone(), filled.clone());
-            let work = move || read(&transfer, &mappings, &to_read, &filled);
-            feeder.spawn("offload-read", work)?;
-        }
-        drop((filled, mappings));
         let transfer = Arc::clone(transfer);
-        feeder.spawn("offload-feed", move || {
+        let work = move || {
             let mut feed = Feed {
                 transfer: &transfer,
                 requests,
                 inbox,
-                reads,
-                filled: from_readers,
-                idle: staging.into(),
-                buffer_bytes: buffers.bytes.max(1),
+                readers,
                 jobs: VecDeque::new(),
                 next: (0, 0, 0),
-                started: 0,
-                finished: 0,
-                early: Vec::new(),
+                chunks: VecDeque::new(),
                 failed: None,
             };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| feed.run())) {
                 transfer.worker_panicked(message_of(&*panic));
             }
-        })?;
-        Ok(feeder)
-    }
-
-    fn spawn(
-        &mut self,
-        name: &str,
-        work: impl FnOnce() + Send + 'static,
-    ) -> Result<(), OffloadError> {
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(work)
-            .map_err(|error| {
-                OffloadError::Device(DeviceError::Failed {
-                    call: "spawn",
-                    reason: error.to_string(),
-                })
-            })?;
-        self.threads.push(thread);
-        Ok(())
+        };
+        Ok(Self {
+            messages: Some(messages),
+            thread: Some(spawn("offload-feed", work)?),
+        })
     }
 
     /// Hands a job over. Fails only if the feeder panicked, which the wait for the job's submission then reports.
@@ -229,56 +95,8 @@ impl<D: Device> Feeder<D> {
 impl<D: Device> Drop for Feeder<D> {
     fn drop(&mut self) {
         self.messages = None;
-        for thread in self.threads.drain(..) {
-            // Panics were caught on the thread and reported.
-            let _ = thread.join();
-        }
-    }
-}
-
-fn read<D: Device>(
-    transfer: &Transfer<D>,
-    mappings: &Mappings,
-    reads: &Receiver<Read<D>>,
-    filled: &Sender<Filled<D>>,
-) {
-    while let Ok(Read {
-        ordinal,
-        epoch,
-        chunk,
-        mut staging,
-    }) = reads.recv()
-    {
-        let fill = || {
-            if epoch != transfer.epoch.load(Ordering::Acquire) {
-                return Ok(0);
-            }
-            let bytes = transfer
-                .device
-                .staging_bytes(&mut staging)
-                .map_err(ReadError::Device)?;
-            let (source, offset) = (&chunk.source, chunk.source_offset);
-            let read = if chunk.past_cache {
-                source.read_direct(offset, chunk.len, bytes)
-            } else {
-                let buffer = &mut bytes[..chunk.len];
-                mappings.read(source, offset, buffer).map(|()| 0)
-            };
-            read.map_err(ReadError::Source)
-        };
-        let result = catch_unwind(AssertUnwindSafe(fill))
-            .unwrap_or_else(|panic| Err(ReadError::Panic(message_of(&*panic))));
-        if filled
-            .send(Filled {
-                ordinal,
-                chunk,
-                staging,
-                result,
-            })
-            .is_err()
-        {
-            return;
-        }
+        // Panics were caught on the thread and reported.
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -289,14 +107,6 @@ fn guarded(submit: impl FnOnce() -> Result<(), OffloadError>) -> Result<(), Offl
             message: message_of(&*panic),
         })
     })
-}
-
-fn message_of(panic: &(dyn Any + Send)) -> String {
-    panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
-        .unwrap_or_else(|| "no message".to_owned())
 }
 
 struct Failure {
@@ -327,20 +137,13 @@ struct Feed<'a, D: Device> {
     transfer: &'a Transfer<D>,
     requests: Requests,
     inbox: Receiver<Message<D>>,
-    reads: Sender<Read<D>>,
-    filled: Receiver<Filled<D>>,
-    /// Longest idle first.
-    idle: VecDeque<D::Staging>,
-    buffer_bytes: usize,
+    readers: Readers<D>,
     /// Jobs not yet submitted; the front is being submitted.
     jobs: VecDeque<Queued<D>>,
     /// Where reading stands: index in `jobs`, upload, bytes of it.
     next: (usize, usize, u64),
-    /// Chunks handed to readers, and chunks submitted.
-    started: u64,
-    finished: u64,
-    /// Chunks that were filled before their turn.
-    early: Vec<Filled<D>>,
+    /// What is being read, oldest first.
+    chunks: VecDeque<Chunk>,
     /// The first arrival that failed, and why. Later ones of its epoch may depend on it; earlier ones do not.
     failed: Option<Failure>,
 }
@@ -354,7 +157,7 @@ impl<D: Device> Feed<'_, D> {
             self.read_ahead();
             // Before a chunk is finished, so that the chunk is of the job in front.
             self.pass_front();
-            if self.started > self.finished {
+            if !self.chunks.is_empty() {
                 self.finish_chunk();
             } else if self.jobs.is_empty() {
                 match self.inbox.recv() {
@@ -468,24 +271,17 @@ impl<D: Device> Feed<'_, D> {
     }
 
     fn read_ahead(&mut self) {
-        while !self.idle.is_empty() {
-            let Some((epoch, chunk)) = self.next_chunk() else {
+        while self.readers.are_free() {
+            let Some((piece, chunk)) = self.next_chunk() else {
                 return;
             };
-            let staging = self.idle.pop_front().expect("just seen");
-            let read = Read {
-                ordinal: self.started,
-                epoch,
-                chunk,
-                staging,
-            };
-            self.started += 1;
-            assert!(self.reads.send(read).is_ok(), "the readers are gone");
+            self.readers.read(piece);
+            self.chunks.push_back(chunk);
         }
     }
 
-    /// The next chunk to be read, over job boundaries, and the epoch of its job.
-    fn next_chunk(&mut self) -> Option<(u64, Chunk)> {
+    /// The next chunk to be read, over job boundaries.
+    fn next_chunk(&mut self) -> Option<(Piece, Chunk)> {
         let (mut index, mut upload_index, mut done) = self.next;
         let job = loop {
             let Queued { message, how } = self.jobs.get(index)?;
@@ -516,19 +312,19 @@ impl<D: Device> Feed<'_, D> {
         let upload = &uploads[upload_index];
         let (source, offset) = (&upload.source, upload.offset);
         let left = source.len() - done;
-        let room = match upload.past_cache {
-            true => self.buffer_bytes - 3 * DIRECT_ALIGN,
-            false => self.buffer_bytes,
-        };
-        let len = usize::try_from(left).unwrap_or(usize::MAX).min(room);
+        let len = self.readers.piece_len(left, upload.past_cache);
         let ends_upload = len as u64 == left;
         let last_of_job = ends_upload && staged(upload_index + 1).is_none();
-        let chunk = Chunk {
+        let piece = Piece {
+            epoch: job.epoch,
             source: source.clone(),
-            source_offset: done,
-            arena_offset: offset + done,
+            offset: done,
             len,
             past_cache: upload.past_cache,
+        };
+        let chunk = Chunk {
+            arena_offset: offset + done,
+            len,
             first_of_job,
             last_of_job,
         };
@@ -539,35 +335,16 @@ impl<D: Device> Feed<'_, D> {
         } else {
             done += len as u64;
         }
-        let epoch = job.epoch;
         self.next = (index, upload_index, done);
-        Some((epoch, chunk))
+        Some((piece, chunk))
     }
 
-    /// Waits for the oldest chunk being read and submits it.
+    /// Waits for a chunk being read, and submits it if it is the oldest.
     fn finish_chunk(&mut self) {
-        let position = self
-            .early
-            .iter()
-            .position(|filled| filled.ordinal == self.finished);
-        let filled = match position {
-            Some(position) => self.early.swap_remove(position),
-            None => {
-                let filled = self.filled.recv().expect("readers outlive the feeder");
-                if filled.ordinal != self.finished {
-                    self.early.push(filled);
-                    return;
-                }
-                filled
-            }
+        let Some((mut staging, result)) = self.readers.next() else {
+            return;
         };
-        self.finished += 1;
-        let Filled {
-            chunk,
-            mut staging,
-            result,
-            ..
-        } = filled;
+        let chunk = self.chunks.pop_front().expect("one each");
         let Some(Message::Job(job)) = self.jobs.front().map(|queued| &queued.message) else {
             unreachable!("a chunk belongs to the job in front")
         };
@@ -577,7 +354,7 @@ impl<D: Device> Feed<'_, D> {
                 self.failed = Some(Self::failure_of(job, error));
             }
         }
-        self.idle.push_back(staging);
+        self.readers.give_back(staging);
         if chunk.last_of_job {
             let Some(Message::Job(job)) = self.jobs.pop_front().map(|queued| queued.message) else {
                 unreachable!("just seen")
@@ -595,14 +372,8 @@ impl<D: Device> Feed<'_, D> {
         filled: Result<usize, ReadError>,
     ) -> Result<(), OffloadError> {
         let transfer = self.transfer;
-        let begin = filled.map_err(|error| match error {
-            ReadError::Source(source) => {
-                let block = transfer.block_name(job.kind, job.visit).to_owned();
-                OffloadError::Source { block, source }
-            }
-            ReadError::Device(error) => self.of_block(job, error),
-            ReadError::Panic(message) => OffloadError::WorkerPanicked { message },
-        })?;
+        let block = transfer.block_name(job.kind, job.visit);
+        let begin = filled.map_err(|error| error.of_block(block))?;
         let mut submit = || {
             if chunk.first_of_job {
                 transfer.begin_upload(job)?;

@@ -1,15 +1,18 @@
 //! Loading what stays: residents and remainders, tensor by tensor, decoded in pieces through the staging range.
+//!
+//! Sources are read several pieces at a time, ahead of their uploads.
+
+use std::sync::atomic::Ordering;
 
 use crate::device::{DecodeEntry, DecodeTable, Device, DeviceError};
 use crate::encoding::Encoding;
 use crate::executor::error::OffloadError;
-use crate::executor::feeder::StagingBuffers;
 use crate::executor::layout::{BlockLayout, Location};
 use crate::executor::program::PinnedSources;
+use crate::executor::readers::{self, Readers};
 use crate::executor::transfer::{Mark, Transfer};
 use crate::model::Model;
 use crate::plan::{PLACE_ALIGN, Place, Plan};
-use crate::source::Source;
 
 /// The largest piece that is uploaded at once.
 const PIECE_BYTES: u64 = 16 << 20;
@@ -125,7 +128,8 @@ fn arrived_bytes(stored: Encoding, arrived: Encoding, encoded_bytes: u64) -> u64
         * arrived.quant_block_bytes()
 }
 
-/// Brings everything that stays, and waits until it is there. Returns the bytes moved.
+/// Brings everything that stays, and waits until it is there. Returns the bytes moved. There are `readers` unless all
+/// sources are pinned.
 ///
 /// The streams hold nothing of it any more when this returns, whether it succeeds or not.
 pub(super) fn load<D: Device>(
@@ -135,12 +139,12 @@ pub(super) fn load<D: Device>(
     layouts: &[BlockLayout],
     pinned: &PinnedSources<D>,
     plan: &Plan,
-    buffers: StagingBuffers,
+    readers: Option<&mut Readers<D>>,
 ) -> Result<u64, OffloadError> {
     let device = &transfer.device;
     let Pieces { pieces, tables } = cut(model, layouts, plan);
     let program = device.prepare(arena, &tables)?;
-    let submitted = submit(transfer, arena, model, pinned, &pieces, &program, buffers);
+    let submitted = submit(transfer, arena, model, pinned, &pieces, &program, readers);
     let drained = drain(transfer);
     let moved = submitted?;
     drained?;
@@ -172,54 +176,67 @@ fn submit<D: Device>(
     pinned: &PinnedSources<D>,
     pieces: &[Piece],
     program: &D::Program,
-    StagingBuffers {
-        count,
-        bytes: buffer_bytes,
-    }: StagingBuffers,
+    mut readers: Option<&mut Readers<D>>,
 ) -> Result<u64, OffloadError> {
     let device = &transfer.device;
     let uploaded = device.create_event()?;
     let decoded: [Mark<D>; HALVES as usize] = [Mark::new(device)?, Mark::new(device)?];
-    let mut buffers: Vec<D::Staging> = Vec::new();
-    let mut turn = 0;
+    let source_of = |piece: &Piece| model.blocks()[piece.block].tensors()[piece.tensor].source();
+    let pinned = |piece: &Piece| pinned.get(&(piece.block, piece.tensor));
+    // Where reading stands: piece, and bytes of it. It runs ahead of what is uploaded.
+    let mut next = (0, 0);
     let mut moved = 0;
     for piece in pieces {
         let block = &model.blocks()[piece.block];
         let of_block = |error| OffloadError::of_block(block.name(), error);
-        let source = block.tensors()[piece.tensor].source();
         if let Some((_, half)) = piece.decode {
             decoded[half]
                 .wait(device, &transfer.upload)
                 .map_err(of_block)?;
         }
-        if let (Some(pinned), Source::Memory { .. }) =
-            (pinned.get(&(piece.block, piece.tensor)), source)
-        {
+        if let Some(pinned) = pinned(piece) {
             let start = usize::try_from(piece.source_offset).expect("memory fits usize");
             let end = start + usize::try_from(piece.bytes).expect("memory fits usize");
             device
                 .upload_pinned(&transfer.upload, arena, piece.offset, pinned, start..end)
                 .map_err(of_block)?;
         } else {
+            let readers = (readers.as_mut()).expect("there are readers for what is not pinned");
             let mut done = 0;
             while done < piece.bytes {
-                let left = usize::try_from(piece.bytes - done).unwrap_or(usize::MAX);
-                let len = left.min(buffer_bytes);
-                if buffers.len() < count.min(2) {
-                    buffers.push(device.allocate_staging(buffer_bytes)?);
+                while readers.are_free()
+                    && let Some(ahead) = pieces.get(next.0)
+                {
+                    let left = ahead.bytes - next.1;
+                    if pinned(ahead).is_some() || left == 0 {
+                        next = (next.0 + 1, 0);
+                        continue;
+                    }
+                    let len = readers.piece_len(left, false);
+                    readers.read(readers::Piece {
+                        epoch: transfer.epoch.load(Ordering::Acquire),
+                        source: source_of(ahead).clone(),
+                        offset: ahead.source_offset + next.1,
+                        len,
+                        past_cache: false,
+                    });
+                    next.1 += len as u64;
                 }
-                turn = (turn + 1) % buffers.len();
-                let buffer = &mut buffers[turn];
-                let bytes = device.staging_bytes(buffer).map_err(of_block)?;
-                source
-                    .read(piece.source_offset + done, &mut bytes[..len])
-                    .map_err(|source| OffloadError::Source {
-                        block: block.name().to_owned(),
-                        source,
-                    })?;
+                let Some((mut staging, filled)) = readers.next() else {
+                    continue;
+                };
+                let begin = filled.map_err(|error| error.of_block(block.name()))?;
+                let len = readers.piece_len(piece.bytes - done, false);
                 device
-                    .upload_staged(&transfer.upload, arena, piece.offset + done, buffer, 0..len)
+                    .upload_staged(
+                        &transfer.upload,
+                        arena,
+                        piece.offset + done,
+                        &mut staging,
+                        begin..begin + len,
+                    )
                     .map_err(of_block)?;
+                readers.give_back(staging);
                 done += len as u64;
             }
         }

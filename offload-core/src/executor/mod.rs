@@ -27,6 +27,7 @@ mod page_cache;
 mod pass;
 mod pinner;
 mod program;
+mod readers;
 mod report;
 mod shortage;
 mod transfer;
@@ -40,11 +41,11 @@ use std::time::Instant;
 pub use builder::{DeviceBudget, HostBudget, OffloadBuilder, Settings};
 pub use costs::Costs;
 pub use error::OffloadError;
-pub use feeder::StagingBuffers;
 pub use layout::{Arrival, ArrivalPolicy};
 pub use lease::{ArrivedTensor, Lease};
 pub use pass::Pass;
 pub use pinner::HostReport;
+pub use readers::StagingBuffers;
 pub use report::{Counters, PassReport, Report, Span};
 pub use shortage::Shortage;
 
@@ -58,6 +59,7 @@ use mapped::Mappings;
 use page_cache::PastCache;
 use pinner::Pinner;
 use program::PinnedSources;
+use readers::Readers;
 use report::History;
 use shortage::{Ask, Refused};
 use transfer::{Loaded, Transfer};
@@ -74,6 +76,7 @@ pub struct Offload<D: Device> {
     pinned: PinnedSources<D>,
     plan: Plan,
     buffers: StagingBuffers,
+    mappings: Arc<Mappings>,
     // Dropped before `transfer` and `loaded`: join the threads that use both.
     feeder: Option<Feeder<D>>,
     pinner: Pinner,
@@ -191,6 +194,10 @@ impl<D: Device> Offload<D> {
             pinned,
             plan,
             buffers: ask.buffers,
+            mappings: Arc::new(match builder.copy_mappings {
+                true => Mappings::new(model, &mut past.notes),
+                false => Mappings::default(),
+            }),
             feeder: None,
             pinner: Pinner::idle(),
             direct: !staged,
@@ -214,18 +221,15 @@ impl<D: Device> Offload<D> {
             Err(error) => return Err(error.into()),
         };
         let of_staging = |error| Refused::of_staging(error, ask.buffers, staged);
-        offload.load(arena, &tables).map_err(of_staging)?;
+        let mut readers = offload.readers().map_err(of_staging)?;
+        offload.load(arena, &tables, readers.as_mut())?;
         if staged {
-            let mappings = match builder.copy_mappings {
-                true => Mappings::new(model, &mut past.notes),
-                false => Mappings::default(),
-            };
             let (pinner, requests) =
                 Pinner::start(&offload.transfer, settings.pin_files, past.notes);
             offload.pinner = pinner;
-            let (transfer, buffers) = (&offload.transfer, ask.buffers);
-            let feeder = Feeder::start(transfer, buffers, jobs_ahead, mappings, requests);
-            offload.feeder = Some(feeder.map_err(of_staging)?);
+            let readers = readers.expect("something is read");
+            let feeder = Feeder::start(&offload.transfer, readers, jobs_ahead, requests);
+            offload.feeder = Some(feeder?);
         }
         if let Some(origin) = &offload.origin {
             let generation = device.record(&offload.transfer.upload, origin)?;
@@ -242,11 +246,19 @@ impl<D: Device> Offload<D> {
         Ok(self.transfer.device.allocate_arena(self.plan.arena_bytes)?)
     }
 
+    /// Readers, unless all sources are pinned.
+    fn readers(&self) -> Result<Option<Readers<D>>, OffloadError> {
+        let is_read = !program::is_all_pinned::<D>(&self.model, &self.pinned);
+        let start = || Readers::start(&self.transfer, self.buffers, &self.mappings);
+        is_read.then(start).transpose()
+    }
+
     /// Fills in what stays.
     fn load(
         &mut self,
         arena: D::Arena,
         tables: &[crate::device::DecodeTable],
+        readers: Option<&mut Readers<D>>,
     ) -> Result<(), OffloadError> {
         let program = self.transfer.device.prepare(&arena, tables)?;
         let moved = load::load(
@@ -256,7 +268,7 @@ impl<D: Device> Offload<D> {
             &self.layouts,
             &self.pinned,
             &self.plan,
-            self.buffers,
+            readers,
         )?;
         Counters::add(&self.counters.load_bytes, moved);
         self.loaded = Some(Arc::new(Loaded { arena, program }));
@@ -407,7 +419,8 @@ impl<D: Device> Offload<D> {
         let device = &self.transfer.device;
         let (_, tables) = program::build(device, &self.model, &self.layouts, &self.plan)?;
         let arena = self.allocate()?;
-        self.load(arena, &tables)
+        let mut readers = self.readers()?;
+        self.load(arena, &tables, readers.as_mut())
     }
 
     /// Gives up what was prefetched. What a worker has begun to submit still is.

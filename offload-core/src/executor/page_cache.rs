@@ -8,9 +8,9 @@ use std::error::Error;
 use std::sync::Arc;
 
 use crate::device::Device;
-use crate::executor::feeder::StagingBuffers;
 use crate::executor::layout::BlockLayout;
 use crate::executor::program::KindProgram;
+use crate::executor::readers::StagingBuffers;
 use crate::model::Model;
 use crate::plan::{Plan, Tier, Workload};
 use crate::source::{DIRECT_ALIGN, Source, SourceFile};

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::device::DeviceError;
 use crate::executor::error::OffloadError;
-use crate::executor::feeder::StagingBuffers;
+use crate::executor::readers::StagingBuffers;
 use crate::plan::{Budget, PlanError};
 
 /// Smaller buffers than this are not tried: copies of so few bytes do not reach the rate of the wire, and blocks are
@@ -149,10 +149,9 @@ impl Ask {
         self.keep.is_some()
     }
 
-    /// Refuses buffers that host memory does not hold: all of them if blocks stream, else those that loading takes.
+    /// Refuses buffers that host memory does not hold.
     pub(super) fn check_buffers(&self, streams: bool) -> Result<(), Refused> {
         let StagingBuffers { count, bytes } = self.buffers;
-        let count = if streams { count } else { count.min(2) };
         let needed_bytes = total(count, bytes);
         match self.host_bytes {
             Some(host_bytes) if needed_bytes > host_bytes => {
