@@ -7,6 +7,9 @@
 
 Run at the root of the workspace. The weights are what `synthesize` writes, under diffusers' names, so that diffusers
 reads them by itself; the inputs are src/sampler.rs's `Noise`, written down here a second time. Nothing else is shared.
+
+diffusers round the angles of the time, up to 1000, to f32, which moves its cosines by up to 3e-5 and hides everything
+smaller. WAN's authors compute them in f64; so does this script. All else is diffusers' own, in f32.
 """
 
 import json
@@ -54,6 +57,19 @@ class Noise:
         return torch.from_numpy(numbers.astype(numpy.float32)).reshape(shape)
 
 
+class Time(torch.nn.Module):
+    """Cosines and sines of the time, their angles in f64 as WAN's authors have them."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.half = width // 2
+
+    def forward(self, timesteps):
+        places = torch.arange(self.half, dtype=torch.float64) / self.half
+        angles = timesteps.double()[:, None] * torch.pow(10000.0, -places)
+        return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
+
+
 def inputs(config, case):
     """Noise, texts, image states and what stands beside the noise, in the order in which they are drawn."""
     size = [REQUEST[f"latent_{axis}"] for axis in ("frames", "height", "width")]
@@ -81,6 +97,7 @@ def compute(case, folder):
     command += ["--scale", str(case["scale"]), "--blocks", str(case["blocks"]), "--out", f"{folder}/"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     model = diffusers.WanTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    model.condition_embedder.timesteps_proj = Time(model.config.freq_dim)
     latents, texts, image, beside = inputs(model.config, case)
 
     def velocity(latents, timestep, text):
@@ -89,12 +106,16 @@ def compute(case, folder):
 
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=REQUEST["shift"])
     steps = REQUEST["steps"]
-    scheduler.set_timesteps(sigmas=numpy.linspace(1, 1 / steps, steps))
-    first = velocity(latents, scheduler.timesteps[0], texts[0])
-    for timestep in scheduler.timesteps:
-        found = velocity(latents, timestep, texts[0])
+    even = numpy.linspace(1, 1 / steps, steps)
+    scheduler.set_timesteps(sigmas=even)
+    # The same times in f64, for the reason above.
+    times = torch.from_numpy(1000 * REQUEST["shift"] * even / (1 + (REQUEST["shift"] - 1) * even))
+    assert torch.allclose(times.float(), scheduler.timesteps, rtol=1e-6)
+    first = velocity(latents, times[0], texts[0])
+    for time, timestep in zip(times, scheduler.timesteps):
+        found = velocity(latents, time, texts[0])
         if len(texts) == 2:
-            negative = velocity(latents, timestep, texts[1])
+            negative = velocity(latents, time, texts[1])
             found = negative + case["guidance"] * (found - negative)
         latents = scheduler.step(found, timestep, latents, return_dict=False)[0]
     # Eight digits tell floats apart well below the tolerance of the test.
