@@ -35,6 +35,8 @@ const IMAGE_TOKENS: usize = 257;
 const IMAGE_DIM: usize = 1280;
 /// Frames to a position of the latents; the first is one of its own.
 const FRAMES_PER_LATENT: usize = 4;
+/// Positions of the latents: more than fifty times those of the largest video that WAN is for.
+const MOST_LATENTS: usize = 1 << 24;
 /// Channels beside the noise that say which frames are given, one for each of these frames.
 const MASK_CHANNELS: usize = FRAMES_PER_LATENT;
 
@@ -51,6 +53,8 @@ pub struct Request {
     pub steps: u32,
     /// How far noise levels are shifted towards noise.
     pub shift: f64,
+    /// Where the experts of a pair change, as a part of all timesteps; that of the variant if none is given.
+    pub boundary: Option<f64>,
     /// How many times the difference that the prompt makes is taken; 1 does without the negative prompt.
     pub guidance: f64,
     /// Tokens of the prompt, and of the negative one.
@@ -83,11 +87,21 @@ impl Request {
             let frames = self.frames;
             return Err(format!("{frames} frames: there can be 1, 5, 9 and so on").into());
         }
-        Ok([
+        let size = [
             self.frames / FRAMES_PER_LATENT + 1,
             self.height / config.pixels_per_latent,
             self.width / config.pixels_per_latent,
-        ])
+        ];
+        let mut axes = size.iter();
+        let latents = axes.try_fold(1usize, |product, axis| product.checked_mul(*axis));
+        if latents.is_none_or(|latents| latents > MOST_LATENTS) {
+            let (width, height, frames) = (self.width, self.height, self.frames);
+            return Err(format!(
+                "{width}x{height} pixels in {frames} frames: there can be {MOST_LATENTS} latents"
+            )
+            .into());
+        }
+        Ok(size)
     }
 
     /// Noise to begin with, and conditions, from one seeded sequence in the order: noise, texts, image states, image.
@@ -170,7 +184,7 @@ impl Engine {
         let model = match low {
             None => WanModel::new(checkpoint, &options)?,
             Some(low) => {
-                let boundary = boundary(checkpoint);
+                let boundary = request.boundary.or_else(|| boundary(checkpoint));
                 let high_steps = boundary.map(|boundary| {
                     let levels = noise_levels(request.steps, request.shift);
                     levels.iter().filter(|level| **level >= boundary).count() as u32

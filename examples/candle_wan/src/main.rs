@@ -48,6 +48,9 @@ struct Arguments {
     /// How far noise levels are shifted towards noise.
     #[arg(long, value_name = "X", default_value_t = 5.0, value_parser = parse_positive)]
     shift: f64,
+    /// Where two experts change, as a part of all timesteps. Default: the variant's.
+    #[arg(long, value_name = "PART", requires = "low")]
+    boundary: Option<f64>,
     /// How many times the difference that the prompt makes is taken; 1 does without the negative prompt.
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = parse_positive)]
     guidance: f64,
@@ -99,6 +102,7 @@ fn compute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Erro
         frames: arguments.frames,
         steps: arguments.steps,
         shift: arguments.shift,
+        boundary: arguments.boundary,
         guidance: arguments.guidance,
         text_tokens: PROMPT_TOKENS,
         seed: arguments.seed,

@@ -39,10 +39,12 @@ fn bad_input_ends_with_status_2_and_a_line_that_says_why() {
         )
     };
     let t2v = write("wan2.1-t2v-1.3b", 6, "t2v.gguf");
+    let [one, two] = ["one.gguf", "two.gguf"].map(|name| write("wan2.2-ti2v-5b", 12, name));
     let vace = write("wan2.1-vace-1.3b", 6, "vace.gguf");
     let other = folder.path().join("other.gguf");
     std::fs::write(&other, "no model").unwrap();
     let (t2v, vace, other) = (text(&t2v), text(&vace), text(&other));
+    let (one, two) = (text(&one), text(&two));
 
     for (arguments, part) in [
         (&[][..], "<FILE>"),
@@ -57,10 +59,20 @@ fn bad_input_ends_with_status_2_and_a_line_that_says_why() {
         ),
         (&[t2v, "--size", "64x0"], "the height is 0"),
         (&[t2v, "--size", "64"], "`64` is no size of a video"),
+        (
+            &[t2v, "--size", "18446744073709551600x64"],
+            "there can be 16777216 latents",
+        ),
         (&[t2v, "--frames", "6"], "6 frames"),
         (&[t2v, "--steps", "0"], "0"),
         (&[t2v, "--shift", "-1"], "-1"),
         (&[t2v, "--low", t2v], "cannot be both experts"),
+        (&[one, "--low", two], "give the boundary"),
+        (
+            &[one, "--low", two, "--boundary", "2"],
+            "the boundary of two experts is 2",
+        ),
+        (&[t2v, "--boundary", "0.9"], "--low"),
         (&[t2v, "--out", "no/such/folder"], "no/such/folder"),
     ] {
         let line = refused(arguments);

@@ -54,6 +54,7 @@ fn request(numbers: &Numbers, case: &Case) -> Request {
         frames: (numbers.latent_frames - 1) * 4 + 1,
         steps: numbers.steps,
         shift: numbers.shift,
+        boundary: None,
         guidance: case.guidance,
         text_tokens: numbers.text_tokens,
         seed: numbers.seed,

@@ -113,4 +113,11 @@ fn a_pair_of_experts_changes_at_the_boundary() {
         latents = (latents + change).unwrap();
     }
     assert!(support::bits(&pair) == support::bits(&latents));
+
+    let earlier = Request {
+        boundary: Some(0.95),
+        ..request
+    };
+    let earlier = run(&high, Some(&low), DeviceBudget::Least, &earlier).latents;
+    assert!(support::bits(&pair) != support::bits(&earlier));
 }

@@ -31,6 +31,7 @@ pub(crate) fn request() -> Request {
         frames: 5,
         steps: 3,
         shift: 5.0,
+        boundary: None,
         guidance: 1.0,
         text_tokens: 20,
         seed: 3,
