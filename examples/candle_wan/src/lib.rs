@@ -35,8 +35,8 @@ const IMAGE_TOKENS: usize = 257;
 const IMAGE_DIM: usize = 1280;
 /// Frames to a position of the latents; the first is one of its own.
 const FRAMES_PER_LATENT: usize = 4;
-/// Positions of the latents: more than fifty times those of the largest video that WAN is for.
-const MOST_LATENTS: usize = 1 << 24;
+/// Positions of the latents: three times those of 81 frames of 1280x720.
+const MOST_LATENTS: usize = 1 << 20;
 /// Channels beside the noise that say which frames are given, one for each of these frames.
 const MASK_CHANNELS: usize = FRAMES_PER_LATENT;
 

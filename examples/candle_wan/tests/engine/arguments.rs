@@ -61,7 +61,7 @@ fn bad_input_ends_with_status_2_and_a_line_that_says_why() {
         (&[t2v, "--size", "64"], "`64` is no size of a video"),
         (
             &[t2v, "--size", "18446744073709551600x64"],
-            "there can be 16777216 latents",
+            "there can be 1048576 latents",
         ),
         (&[t2v, "--frames", "6"], "6 frames"),
         (&[t2v, "--steps", "0"], "0"),
