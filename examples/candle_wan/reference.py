@@ -2,7 +2,7 @@
 """Makes tests/engine/reference.json: what diffusers computes with the weights and inputs of the tests.
 
     python3 -m venv target/reference_wan
-    target/reference_wan/bin/pip install torch diffusers==0.42.1 transformers accelerate
+    target/reference_wan/bin/pip install torch diffusers==0.42.1 accelerate
     target/reference_wan/bin/python examples/candle_wan/reference.py
 
 Run at the root of the workspace. The weights are what `synthesize` writes, under diffusers' names, so that diffusers
