@@ -18,6 +18,16 @@ def too_long(signum, frame):
     raise TimeoutError("it takes too long")
 
 
+def original(reader, name):
+    """What comfy.gguf.orig_shape says of a tensor: numbers, or [] if it says something else."""
+    field = reader.fields.get(f"comfy.gguf.orig_shape.{name}")
+    if field is None:
+        return None
+    if field.types != [GGUFValueType.ARRAY, GGUFValueType.INT32]:
+        return []
+    return [int(field.parts[part][0]) for part in field.data]
+
+
 def read(path):
     reader = GGUFReader(path)
     tensors = [
@@ -27,7 +37,7 @@ def read(path):
             "id": int(tensor.tensor_type),
             "begin": int(tensor.data_offset),
             "bytes": int(tensor.n_bytes),
-            "reshaped": f"comfy.gguf.orig_shape.{tensor.name}" in reader.fields,
+            "original": original(reader, tensor.name),
         }
         for tensor in reader.tensors
     ]

@@ -45,20 +45,21 @@ fn system_bytes(root: &Path) -> Option<u64> {
 
 /// How a version of control groups names its files.
 struct Names {
-    limit: &'static str,
+    /// The least of these; past the second, memory is taken back by force and the group slowed down.
+    limits: [&'static str; 2],
     usage: &'static str,
     /// File pages in `memory.stat`, of the group and those in it.
     file_pages: [&'static str; 2],
 }
 
 const VERSION_1: Names = Names {
-    limit: "memory.limit_in_bytes",
+    limits: ["memory.limit_in_bytes", "memory.soft_limit_in_bytes"],
     usage: "memory.usage_in_bytes",
     file_pages: ["total_active_file", "total_inactive_file"],
 };
 
 const VERSION_2: Names = Names {
-    limit: "memory.max",
+    limits: ["memory.max", "memory.high"],
     usage: "memory.current",
     file_pages: ["active_file", "inactive_file"],
 };
@@ -80,7 +81,8 @@ fn group_bytes(mount: &Path, path: &str, names: &Names) -> Option<u64> {
 fn left_bytes(group: &Path, names: &Names) -> Option<u64> {
     let read = |name: &str| fs::read_to_string(group.join(name)).ok();
     // "max" where there is no limit; version 1 has a limit past all memory then.
-    let limit: u64 = read(names.limit)?.trim().parse().ok()?;
+    let limits = names.limits.iter().filter_map(|name| read(name));
+    let limit: u64 = limits.filter_map(|text| text.trim().parse().ok()).min()?;
     let used: u64 = read(names.usage)?.trim().parse().ok()?;
     let stat = read("memory.stat").unwrap_or_default();
     let file_pages: u64 = (names.file_pages.iter())

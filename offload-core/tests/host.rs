@@ -82,6 +82,18 @@ fn a_group_of_version_2_limits_it() {
 }
 
 #[test]
+fn a_group_that_is_slowed_down_past_a_mark_stays_below_it() {
+    let files = [
+        meminfo(20 * GIB),
+        groups("0::/job\n"),
+        ("sys/fs/cgroup/job/memory.max", "max\n".to_owned()),
+        number("sys/fs/cgroup/job/memory.high", 4 * GIB),
+        number("sys/fs/cgroup/job/memory.current", GIB),
+    ];
+    assert_eq!(available(&files), Some(3 * GIB));
+}
+
+#[test]
 fn the_tightest_of_the_groups_around_counts() {
     let files = [
         meminfo(20 * GIB),

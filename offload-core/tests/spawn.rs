@@ -63,7 +63,11 @@ fn run(limit_kib: u64) -> String {
         std::thread::sleep(Duration::from_millis(5));
     }
     let output = child.wait_with_output().unwrap();
-    String::from_utf8(output.stdout).unwrap()
+    let said = String::from_utf8(output.stdout).unwrap();
+    if said.contains("built") || said.contains("refused: ") {
+        assert!(output.status.success(), "{}: {said}", output.status);
+    }
+    said
 }
 
 #[test]

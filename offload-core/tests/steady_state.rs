@@ -118,5 +118,6 @@ fn passes_that_are_abandoned_at_once_pile_nothing_up() {
         drop(offload.pass(PassKind::FULL, &stream).unwrap());
         most = most.max(LIVE_BYTES.load(Ordering::Relaxed) - before);
     }
-    assert!(most < 1 << 20, "{most} bytes more at the most");
+    // 20,000 passes would be hundreds of MiB; how many queue up while a machine is busy varies.
+    assert!(most < 8 << 20, "{most} bytes more at the most");
 }

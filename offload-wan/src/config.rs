@@ -1,23 +1,19 @@
 //! A model's `config.json`, as folders of diffusers and the authors have it: numbers that tensors do not tell.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use offload_core::source::{SourceError, SourceFile};
 use serde::Deserialize;
 
 /// Why a configuration could not be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// The system refused.
-    #[error("cannot read {path}", path = path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
+    /// It could not be read.
+    #[error(transparent)]
+    Read(#[from] SourceError),
     /// It is no configuration.
     #[error("{path}: no configuration of a model", path = path.display())]
     Json {
@@ -54,19 +50,17 @@ impl Config {
     /// The `config.json` of `folder`, if there is one.
     pub(crate) fn of_folder(folder: &Path) -> Result<Option<Self>, ConfigError> {
         let path = folder.join("config.json");
-        let Ok(metadata) = fs::metadata(&path) else {
+        if fs::symlink_metadata(&path).is_err_and(|error| error.kind() == ErrorKind::NotFound) {
             return Ok(None);
-        };
-        if metadata.len() > MAX_BYTES {
-            return Err(ConfigError::TooLarge {
-                path,
-                bytes: metadata.len(),
-            });
         }
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(source) => return Err(ConfigError::Read { path, source }),
-        };
+        // Opens regular files only: others may be read without end.
+        let file = SourceFile::open(&path)?;
+        let bytes = file.len();
+        if bytes > MAX_BYTES {
+            return Err(ConfigError::TooLarge { path, bytes });
+        }
+        let mut text = vec![0; usize::try_from(bytes).expect("not too large")];
+        file.read_exact_at(&mut text, 0)?;
         match serde_json::from_slice(&text) {
             Ok(config) => Ok(Some(config)),
             Err(source) => Err(ConfigError::Json { path, source }),

@@ -17,6 +17,7 @@ use bytes::Bytes;
 pub use arena::{CpuHold, CpuView};
 pub use shared::LiveCounts;
 pub use stream::{CpuEvent, CpuStream};
+use transfer::zeroed;
 pub use transfer::{CpuPinned, CpuStaging};
 
 use crate::device::{DecodeTable, Device, DeviceError, DeviceMemory, Generation, Pinning, Rung};
@@ -192,7 +193,7 @@ impl Device for CpuDevice {
 
     fn allocate_staging(&self, bytes: usize) -> Result<CpuStaging, DeviceError> {
         self.shared.check()?;
-        Ok(CpuStaging::new(&self.shared, bytes))
+        CpuStaging::new(&self.shared, bytes)
     }
 
     fn pin(&self, source: &Source) -> Result<Pinning<CpuPinned>, DeviceError> {
@@ -201,7 +202,7 @@ impl Device for CpuDevice {
         let (bytes, rung) = match (source.bytes(), source) {
             (Some(bytes), _) if options.pins => (bytes, Rung::Memory),
             (_, Source::File { .. }) if options.copies_files => {
-                let mut copy = vec![0; usize::try_from(source.len()).unwrap_or(usize::MAX)];
+                let mut copy = zeroed(usize::try_from(source.len()).unwrap_or(usize::MAX))?;
                 match source.read(0, &mut copy) {
                     Ok(()) => (Bytes::from(copy), Rung::Copy),
                     Err(error) => {

@@ -35,6 +35,17 @@ pub(super) struct Slot {
     pub(super) buffer: Mutex<Option<Box<[u8]>>>,
 }
 
+/// So many zeros.
+///
+/// # Errors
+/// When the system does not give the memory.
+pub(super) fn zeroed(bytes: usize) -> Result<Box<[u8]>, DeviceError> {
+    bytemuck::try_zeroed_slice_box(bytes).map_err(|()| DeviceError::OutOfMemory {
+        requested_bytes: bytes as u64,
+        free_bytes: crate::host::available_bytes().unwrap_or(0),
+    })
+}
+
 /// A staging buffer. While an upload from it is under way the buffer belongs to the operation.
 pub struct CpuStaging {
     pub(super) slot: Arc<Slot>,
@@ -44,15 +55,16 @@ pub struct CpuStaging {
 }
 
 impl CpuStaging {
-    pub(super) fn new(shared: &Arc<Shared>, bytes: usize) -> Self {
-        Self {
+    pub(super) fn new(shared: &Arc<Shared>, bytes: usize) -> Result<Self, DeviceError> {
+        let held = zeroed(bytes)?;
+        Ok(Self {
             slot: Arc::new(Slot {
                 buffer: Mutex::new(None),
             }),
-            held: Some(vec![0; bytes].into_boxed_slice()),
+            held: Some(held),
             bytes,
             _count: Counted::new(shared, |counts| &counts.staging),
-        }
+        })
     }
 
     /// Takes the buffer back once the upload is done.

@@ -1,12 +1,14 @@
 //! Settings of an [`Offload`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::device::Device;
 use crate::executor::Offload;
 use crate::executor::costs::Costs;
 use crate::executor::error::OffloadError;
 use crate::executor::layout::{ArrivalPolicy, BlockLayout};
+use crate::executor::pinner::PATIENCE;
 use crate::executor::program;
 use crate::executor::readers::StagingBuffers;
 use crate::model::Model;
@@ -118,6 +120,7 @@ pub struct OffloadBuilder<D: Device, M = Model> {
     pub(super) host: HostBudget,
     pub(super) page_cache: HostBudget,
     pub(super) copy_mappings: bool,
+    pub(super) patience: Duration,
     pub(super) trace: bool,
     pub(super) amend: fn(Plan) -> Plan,
 }
@@ -134,6 +137,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             host: HostBudget::Available,
             page_cache: HostBudget::Available,
             copy_mappings: false,
+            patience: PATIENCE,
             trace: false,
             amend: |plan| plan,
         }
@@ -149,6 +153,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             host,
             page_cache,
             copy_mappings,
+            patience,
             trace,
             amend,
             model: (),
@@ -162,6 +167,7 @@ impl<D: Device> OffloadBuilder<D, ()> {
             host,
             page_cache,
             copy_mappings,
+            patience,
             trace,
             amend,
         }
@@ -253,6 +259,13 @@ impl<D: Device, M> OffloadBuilder<D, M> {
     #[expect(unsafe_code, reason = "its caller makes a promise")]
     pub unsafe fn copy_from_mappings(mut self) -> Self {
         self.copy_mappings = true;
+        self
+    }
+
+    /// How long page-locking may take before it counts as late, for tests.
+    #[doc(hidden)]
+    pub fn pin_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 

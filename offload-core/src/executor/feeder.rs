@@ -287,14 +287,19 @@ impl<D: Device> Feed<'_, D> {
             let Queued { message, how } = self.jobs.get(index)?;
             match (message, how) {
                 (_, How::Pin) => return None,
-                (Message::Job(job), How::Read) => {
-                    if (upload_index, done) != (0, 0) || self.is_wanted(job) {
-                        break job;
+                (Message::Job(job), How::Read) if self.is_wanted(job) => break job,
+                (_, How::Submit) => index += 1,
+                (_, How::Read) => {
+                    // Passes may be abandoned faster than their bytes can be read: what is left of it is not.
+                    let begun = (upload_index, done) != (0, 0);
+                    match self.chunks.back_mut() {
+                        // Its last one, since chunks are read in order.
+                        Some(chunk) if begun => chunk.last_of_job = true,
+                        _ => self.jobs[index].how = How::Submit, // where it is dropped
                     }
-                    // Passes may be abandoned faster than their bytes can be read.
-                    self.jobs[index].how = How::Submit; // where it is dropped
+                    (index, upload_index, done) = (index + 1, 0, 0);
+                    self.next = (index, upload_index, done);
                 }
-                (_, How::Submit | How::Read) => index += 1,
             }
         };
         let uploads = &self.transfer.visit_program(job).uploads;

@@ -224,8 +224,8 @@ impl<D: Device> Offload<D> {
         let mut readers = offload.readers().map_err(of_staging)?;
         offload.load(arena, &tables, readers.as_mut())?;
         if staged {
-            let (pinner, requests) =
-                Pinner::start(&offload.transfer, settings.pin_files, past.notes);
+            let patience = settings.pin_files.then_some(builder.patience);
+            let (pinner, requests) = Pinner::start(&offload.transfer, patience, past.notes);
             offload.pinner = pinner;
             let readers = readers.expect("something is read");
             let feeder = Feeder::start(&offload.transfer, readers, jobs_ahead, requests);

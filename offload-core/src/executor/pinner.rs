@@ -9,8 +9,8 @@
 //! first answer is a copy the feeder stages the rest, and the thread copies it meanwhile, last visits first.
 //!
 //! Locking memory may never return on some systems. So it has a thread of its own and a deadline: when that has passed
-//! the feeder stages all that is not pinned until the answer comes after all, and whoever drops the executor before that
-//! leaves the thread behind.
+//! the feeder stages all that is not pinned until the answer comes after all, and waits for no other answer either.
+//! Whoever drops the executor before that leaves the thread behind.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,7 +27,7 @@ use crate::executor::transfer::Transfer;
 use crate::source::Source;
 
 /// How long a source may take to be pinned, and how long dropping waits for the thread.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Reasons that are kept. More would be the same for other ranges.
 const NOTES: usize = 8;
@@ -112,6 +112,8 @@ pub(super) struct Requests {
     /// The last request whose answer did not come in time, or that set the thread going on by itself. Nothing is asked
     /// before that is answered.
     open: Option<usize>,
+    /// How long an answer is waited for: no more once one was late.
+    patience: Duration,
     /// `None` if nothing is to be pinned any more.
     thread: Option<(Sender<usize>, Receiver<Answer>)>,
 }
@@ -125,10 +127,10 @@ impl Pinner {
         }
     }
 
-    /// Starts the thread, unless nothing is staged or nothing may be pinned.
+    /// Starts the thread, unless nothing is staged. Without patience nothing is pinned.
     pub(super) fn start<D: Device>(
         transfer: &Arc<Transfer<D>>,
-        may_pin: bool,
+        patience: Option<Duration>,
         notes: Vec<String>,
     ) -> (Self, Requests) {
         let mut targets = targets(transfer);
@@ -154,12 +156,16 @@ impl Pinner {
             targets: steps.collect(),
             refused: HashSet::new(),
             open: None,
+            patience: Duration::ZERO,
             thread: None,
         };
-        if !may_pin {
+        let Some(patience) = patience else {
             let reason = "pinning of files is switched off";
             pinner.shared.note(reason.to_owned());
-        } else if !targets.is_empty() {
+            return (pinner, requests);
+        };
+        requests.patience = patience;
+        if !targets.is_empty() {
             let (shared, transfer) = (Arc::clone(&pinner.shared), Arc::clone(transfer));
             let ((send, wanted), (answer, answers)) = (bounded(1), bounded(1));
             let (end, ended) = bounded::<()>(0);
@@ -255,7 +261,7 @@ impl Requests {
                 return;
             };
             let answer = match send.send(target) {
-                Ok(()) => answers.recv_timeout(PATIENCE),
+                Ok(()) => answers.recv_timeout(self.patience),
                 Err(_) => Err(RecvTimeoutError::Disconnected),
             };
             match answer {
@@ -267,9 +273,11 @@ impl Requests {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    let seconds = PATIENCE.as_secs();
-                    let reason = format!("a source was not pinned within {seconds} s");
-                    self.shared.note(reason);
+                    if !self.patience.is_zero() {
+                        let patience = std::mem::take(&mut self.patience);
+                        let reason = format!("a source was not pinned within {patience:?}");
+                        self.shared.note(reason);
+                    }
                     self.open = Some(target);
                     return;
                 }

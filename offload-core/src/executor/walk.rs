@@ -192,7 +192,8 @@ impl<D: Device> Offload<D> {
             self.close_pass();
             return Err(error);
         }
-        self.pump();
+        // The head of the next pass waits for the first visit: before that the caller may say what follows.
+        self.pump_this();
         Ok(())
     }
 
@@ -253,24 +254,38 @@ impl<D: Device> Offload<D> {
         Ok(())
     }
 
-    /// Submits uploads and decodes as far as the plan's order allows: the rest of this pass, then the head of the next.
-    fn pump(&mut self) {
+    /// Visits of the running pass that are closed.
+    fn closed(&self) -> usize {
+        self.progress.next_visit - usize::from(self.progress.lease.is_some())
+    }
+
+    /// Submits uploads and decodes of this pass as far as the plan's order allows. Returns whether that was all of them.
+    fn pump_this(&mut self) -> bool {
         if self.progress.error.is_some() {
-            return; // what comes next may wait for an event that was not recorded
+            return false; // what comes next may wait for an event that was not recorded
         }
         let transfer = Arc::clone(&self.transfer);
-        let closed = self.progress.next_visit - usize::from(self.progress.lease.is_some());
-        let kind = self.progress.kind;
+        let (kind, closed) = (self.progress.kind, self.closed());
         while let Some(operation) = transfer.kinds[kind].operations.get(self.progress.issued) {
             if operation.stage == Stage::Compute {
                 if operation.visit >= closed {
-                    return;
+                    return false;
                 }
             } else {
                 self.issue(Ahead::This, kind, operation.stage, operation.visit);
             }
             self.progress.issued += 1;
         }
+        true
+    }
+
+    /// Submits the rest of this pass, then the head of the next, as far as the plan's order allows.
+    fn pump(&mut self) {
+        if !self.pump_this() {
+            return;
+        }
+        let transfer = Arc::clone(&self.transfer);
+        let (kind, closed) = (self.progress.kind, self.closed());
         let Next::Kind(next) = self.progress.next else {
             return;
         };
@@ -424,6 +439,9 @@ impl<D: Device> Offload<D> {
         let visit = self.progress.next_visit;
         if visit == self.transfer.kinds[self.progress.kind].blocks.len() {
             return Ok(false);
+        }
+        if visit == 0 {
+            self.pump();
         }
         match self.open_lease(visit) {
             Ok(()) => {

@@ -386,6 +386,15 @@ fn an_allocation_that_does_not_fit_is_an_error<H: Harness>(harness: &H) {
         }
         other => panic!("an exbibyte is refused, not {other:?}"),
     }
+    for bytes in [1 << 60, usize::MAX] {
+        match device.allocate_staging(bytes) {
+            Err(DeviceError::OutOfMemory {
+                requested_bytes, ..
+            }) => assert_eq!(requested_bytes, bytes as u64),
+            Err(other) => panic!("{bytes} bytes do not fit: {other}"),
+            Ok(_) => panic!("{bytes} bytes of host memory are refused"),
+        }
+    }
     upload(harness, &stream, &kept, 0, &[4; 256]);
     assert_eq!(
         harness.read(&stream, &kept, 0..256),

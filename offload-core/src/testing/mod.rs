@@ -12,5 +12,5 @@ mod observed;
 pub mod toy;
 mod virtual_clock;
 
-pub use observed::{Call, CallCounts, Faults, Observed, Observer, Recorder};
+pub use observed::{Call, CallCounts, Faults, Observed, Observer, PinAs, Recorder};
 pub use virtual_clock::{VirtualDevice, VirtualEvent, VirtualStream};

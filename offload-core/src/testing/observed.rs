@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::device::{DecodeTable, Device, DeviceError, DeviceMemory, Generation, Pinning};
+use crate::device::{DecodeTable, Device, DeviceError, DeviceMemory, Generation, Pinning, Rung};
 use crate::source::Source;
 
 /// A call of the [`Device`] trait that can fail.
@@ -41,6 +41,24 @@ pub trait Observer: Clone + Debug + Send + Sync + 'static {
     /// # Errors
     /// The error that the caller gets instead.
     fn before(&self, call: Call) -> Result<(), DeviceError>;
+
+    /// What the device is to have said of a range of a file that it was asked to pin. Default: what it does say.
+    fn pin_as(&self) -> PinAs {
+        PinAs::Itself
+    }
+}
+
+/// An answer to the pinning of a range of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PinAs {
+    /// The device's own.
+    Itself,
+    /// The device's own, as if pinned by this way.
+    Rung(Rung),
+    /// That it may be asked for again.
+    Later,
+    /// That it is never pinned.
+    Staged,
 }
 
 /// A device whose calls an [`Observer`] sees.
@@ -105,7 +123,18 @@ impl<D: Device, O: Observer> Device for Observed<D, O> {
         self.observer.before(Call::Pin {
             bytes: source.len(),
         })?;
-        self.inner.pin(source)
+        let Source::File { .. } = source else {
+            return self.inner.pin(source);
+        };
+        let reason = "the observer says so".to_owned();
+        Ok(match (self.observer.pin_as(), self.inner.pin(source)?) {
+            (PinAs::Rung(rung), Pinning::Pinned { pinned, note, .. }) => {
+                Pinning::Pinned { pinned, rung, note }
+            }
+            (PinAs::Itself | PinAs::Rung(_), own) => own,
+            (PinAs::Later, _) => Pinning::Later { reason },
+            (PinAs::Staged, _) => Pinning::Staged { reason },
+        })
     }
 
     fn pins_files(&self) -> bool {

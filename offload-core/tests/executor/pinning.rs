@@ -1,18 +1,20 @@
 //! Files are pinned while passes already stream them, and whatever becomes of that, bytes are right.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use offload_core::cpu::CpuDevice;
-use offload_core::device::{Device, DeviceError};
+use offload_core::device::{Device, DeviceError, Rung};
 use offload_core::encoding::Encoding;
 use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, Report};
 use offload_core::model::{Model, PassKind};
 use offload_core::source::Source;
 use offload_core::swappable::{Swappable, TensorSpec};
 use offload_core::testing::toy::{self, ToyBlock};
-use offload_core::testing::{Call, Faults, Observed, Observer};
+use offload_core::testing::{Call, Faults, Observed, Observer, PinAs};
+use parking_lot::Mutex;
 
 use crate::support;
 
@@ -169,7 +171,93 @@ fn a_pin_that_returns_late_is_made_use_of_and_others_follow() {
     });
     assert!(report.host.copied_bytes > 0);
     let notes = &report.host.notes;
-    assert!(notes.len() == 1 && notes[0].contains("5 s"), "{notes:?}");
+    assert!(notes.len() == 1 && notes[0].contains("within 5s"), "{notes:?}");
+}
+
+/// Answers pins by a script, and then as the device does.
+#[derive(Debug, Clone)]
+struct Scripted(Arc<Mutex<VecDeque<PinAs>>>, Duration);
+
+impl Scripted {
+    fn new(script: &[PinAs]) -> Self {
+        let script = script.iter().copied().collect();
+        Self(Arc::new(Mutex::new(script)), Duration::ZERO)
+    }
+}
+
+impl Observer for Scripted {
+    fn before(&self, call: Call) -> Result<(), DeviceError> {
+        if matches!(call, Call::Pin { .. }) {
+            std::thread::sleep(self.1);
+        }
+        Ok(())
+    }
+
+    fn pin_as(&self) -> PinAs {
+        self.0.lock().pop_front().unwrap_or(PinAs::Itself)
+    }
+}
+
+/// How many passes it takes until all is pinned, and the report.
+fn passes_until_pinned(observer: Scripted) -> (u64, Report) {
+    let device = Observed::new(copying(), observer);
+    let report = stream(&device, true, |report| report.host.staged_bytes == 0);
+    (report.visits / BLOCKS as u64, report)
+}
+
+#[test]
+fn what_can_be_read_in_place_is_pinned_within_the_first_pass() {
+    let mapping = [PinAs::Rung(Rung::Mapping); 2 * BLOCKS];
+    let (passes, report) = passes_until_pinned(Scripted::new(&mapping));
+    assert_eq!((passes, report.host.copied_bytes), (1, 0));
+    assert!(report.host.mapped_bytes > 0);
+}
+
+/// At first nothing of the file is in the page cache; after the first copy the others are not yet.
+#[test]
+fn what_is_not_there_yet_is_asked_for_again() {
+    for copies in [0, 1, 2] {
+        let mut script = vec![PinAs::Itself; copies];
+        script.extend([PinAs::Later; 3 * BLOCKS]);
+        script.extend([PinAs::Rung(Rung::Mapping); 2 * BLOCKS]);
+        let (passes, report) = passes_until_pinned(Scripted::new(&script));
+        assert!(passes > 1, "{passes}");
+        assert!(report.host.mapped_bytes > 0, "{report:?}");
+        assert_eq!(report.host.copied_bytes > 0, copies > 0, "{report:?}");
+    }
+}
+
+#[test]
+fn what_is_refused_once_is_not_asked_for_again() {
+    let observer = Scripted::new(&[PinAs::Staged; 2 * BLOCKS]);
+    let device = Observed::new(copying(), observer.clone());
+    stream(&device, true, |report| report.visits >= 20 * BLOCKS as u64);
+    // One each.
+    assert!(observer.0.lock().len() >= BLOCKS);
+}
+
+/// Each answer comes a little late: only the first is waited for.
+#[test]
+fn pins_that_are_all_late_cost_the_patience_once() {
+    let mut observer = Scripted::new(&[PinAs::Rung(Rung::Mapping); 2 * BLOCKS]);
+    observer.1 = Duration::from_millis(600);
+    let device = Observed::new(copying(), observer);
+    let (_kept, model) = model();
+    let compute = device.create_stream("compute").unwrap();
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .pin_patience(Duration::from_millis(400))
+        .build()
+        .unwrap();
+    let seen = support::Seen::default();
+    let begin = Instant::now();
+    for _ in 0..3 {
+        support::pass(&mut offload, PassKind::FULL, &compute, &seen).unwrap();
+    }
+    // At least four blocks are streamed.
+    assert!(begin.elapsed() < Duration::from_millis(1200), "{begin:?}");
 }
 
 #[test]

@@ -10,20 +10,21 @@ use std::io::Write as _;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use offload_core::cpu::{CpuDevice, CpuStream, CpuView, LiveCounts};
-use offload_core::device::{Device, DeviceError};
+use offload_core::device::{Device, DeviceError, Rung};
 use offload_core::encoding::Encoding;
 use offload_core::executor::{
-    ArrivalPolicy, DeviceBudget, Lease, Offload, OffloadError, StagingBuffers,
+    ArrivalPolicy, DeviceBudget, HostBudget, Lease, Offload, OffloadError, StagingBuffers,
 };
 use offload_core::model::{Model, PassKind, Residency};
 use offload_core::source::{Source, SourceFile};
 use offload_core::swappable::{Swappable, TensorSpec};
 use offload_core::testing::toy::{self, ToyBlock};
-use offload_core::testing::{Call, Faults, Observed, Observer, Recorder};
+use offload_core::testing::{Call, Faults, Observed, Observer, PinAs, Recorder};
 use parking_lot::Mutex;
 
 use crate::support;
@@ -61,12 +62,33 @@ impl Random {
 struct Watch {
     recorder: Recorder,
     faults: Faults,
+    /// How ranges of files are pinned; none is at 0.
+    pins: Arc<AtomicU64>,
 }
 
 impl Observer for Watch {
     fn before(&self, call: Call) -> Result<(), DeviceError> {
         self.faults.before(call)?;
         self.recorder.before(call)
+    }
+
+    fn pin_as(&self) -> PinAs {
+        let pins = self.pins.load(Ordering::SeqCst);
+        if pins == 0 {
+            return PinAs::Itself;
+        }
+        // Odd numbers are never 0.
+        let next = self.pins.fetch_add(0x1234_5678_9ABC_DEF0, Ordering::SeqCst);
+        let mut random = Random(next);
+        if random.one_in(3) {
+            std::thread::sleep(Duration::from_micros(random.next() % 3000));
+        }
+        match random.below(12) {
+            0..3 => PinAs::Later,
+            3 => PinAs::Staged,
+            4..8 => PinAs::Rung(Rung::Mapping),
+            _ => PinAs::Itself,
+        }
     }
 }
 
@@ -226,19 +248,29 @@ impl Case {
                 names.zip(hashes).collect()
             })
             .collect();
-        let mut builder = CpuDevice::builder().poison(true).pins(random.one_in(2));
+        let pins_files = random.one_in(3);
+        let mut builder = (CpuDevice::builder().poison(true))
+            .pins(random.one_in(2))
+            .copies_files(pins_files);
         if !random.one_in(4) {
             builder = builder.jitter(random.next());
         }
         let watch = Watch {
             recorder: Recorder::new(),
             faults: Faults::new(any_call),
+            pins: Arc::new(AtomicU64::new(if pins_files {
+                random.next() | 1
+            } else {
+                0
+            })),
         };
+        let patience = random.pick(&[Duration::from_millis(1), Duration::from_secs(5)]);
+        let cache = random.pick(&[0, 10_000, u64::MAX]);
         let device = Observed::new(builder.build(), watch.clone());
         let remainder_below = random.pick(&[0, 64, 1024]);
         let staging = StagingBuffers {
             count: 1 + random.below(3),
-            bytes: random.pick(&[201, 1000, 4096, 1 << 20]),
+            bytes: random.pick(&[201, 1000, 4096, 64 << 10, 1 << 20]),
         };
         let build = |device: &WatchedDevice, budget| {
             Offload::builder(device)
@@ -247,6 +279,8 @@ impl Case {
                 .arrival(policy)
                 .device_budget(budget)
                 .staging_buffers(staging)
+                .page_cache(HostBudget::Bytes(cache))
+                .pin_patience(patience)
                 .build()
         };
         let probe = Observed::new(CpuDevice::new(), watch.clone());
@@ -290,7 +324,7 @@ impl Case {
         }
         writeln!(
             text,
-            "{device:?}, {staging:?}, {budget} of {least}..{all} bytes, uploads before {before}"
+            "{device:?}, {staging:?}, cache {cache}, {budget} of {least}..{all} bytes, uploads before {before}"
         )
         .unwrap();
         *log.lock() = text;
