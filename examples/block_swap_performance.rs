@@ -65,7 +65,7 @@ use offload_core::executor::{DeviceBudget, Settings};
 use offload_core::model::PassKind;
 use offload_wan::{BlockSwap, Checkpoint, Part, PassOptions, WanModel};
 use process::ProcessMemory;
-use run::{DeviceName, Outcome, Run, resident_bytes};
+use run::{DeviceName, Outcome, Run, median, resident_bytes};
 use serde::Serialize;
 
 /// Measures what swapping blocks costs and saves.
@@ -132,7 +132,10 @@ struct Measured {
     pass_seconds_no_swap: Vec<f64>,
     pass_seconds_with_swap: Vec<f64>,
     stall_seconds_with_swap: Vec<f64>,
-    /// How far the medians differ.
+    /// The medians.
+    pass_median_no_swap_s: f64,
+    pass_median_with_swap_s: f64,
+    /// How far they differ.
     pass_time_difference_s: f64,
     pass_time_difference_percent: Option<f64>,
     /// What the planner expects with the blocks swapped.
@@ -481,17 +484,6 @@ fn percent(part: f64, whole: f64) -> Option<f64> {
     (whole > 0.0).then(|| 100.0 * part / whole)
 }
 
-/// The one in the middle; of two, what is between them.
-fn median(seconds: &[f64]) -> f64 {
-    let mut sorted = seconds.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() % 2 {
-        0 => (sorted[middle - 1] + sorted[middle]) / 2.0,
-        _ => sorted[middle],
-    }
-}
-
 impl Measured {
     fn new(
         arguments: &Arguments,
@@ -509,8 +501,10 @@ impl Measured {
         let time_difference_s = memory_with_swap.load_time_seconds - load_seconds;
         let (pass_seconds_no_swap, pass_seconds_with_swap) =
             (without.pass_seconds(), with.pass_seconds());
-        let pass_s = median(&pass_seconds_no_swap);
-        let pass_time_difference_s = median(&pass_seconds_with_swap) - pass_s;
+        let middle = |seconds: &[f64]| median(seconds).expect("a run has a pass at least");
+        let pass_median_no_swap_s = middle(&pass_seconds_no_swap);
+        let pass_median_with_swap_s = middle(&pass_seconds_with_swap);
+        let pass_time_difference_s = pass_median_with_swap_s - pass_median_no_swap_s;
         let passes = with.outcome.report.passes.iter();
         Self {
             model_path: paths(&arguments.files),
@@ -533,8 +527,10 @@ impl Measured {
             pass_seconds_no_swap,
             pass_seconds_with_swap,
             stall_seconds_with_swap: passes.map(|pass| pass.stall_s).collect(),
+            pass_median_no_swap_s,
+            pass_median_with_swap_s,
             pass_time_difference_s,
-            pass_time_difference_percent: percent(pass_time_difference_s, pass_s),
+            pass_time_difference_percent: percent(pass_time_difference_s, pass_median_no_swap_s),
             predicted_pass_seconds: with.predicted_pass_s,
             wire_bytes_per_pass: with.wire_bytes_per_pass,
             uploaded_bytes: with.outcome.uploaded_bytes,

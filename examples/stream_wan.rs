@@ -56,7 +56,7 @@ use offload_wan::{
     BlockSwap, Checkpoint, Expert, ExpertChange, StepPass, SynthesizeSpec, Variant, WanModel,
     synthesize,
 };
-use run::{DeviceName, Outcome, Run, resident_bytes, streamed_blocks};
+use run::{DeviceName, Outcome, Run, median, resident_bytes, streamed_blocks};
 use serde::Serialize;
 use serde_json::json;
 use swap::SwapArguments;
@@ -202,9 +202,87 @@ struct Report {
     /// Which kind each pass was of.
     pass_kinds: Vec<u32>,
     /// What the change from one expert to the other costs; `null` without a pair.
-    expert_change: Option<ExpertChange>,
+    expert_change: Option<ChangeReport>,
     /// Bytes of keys and values that an engine keeps for a prompt of 512 tokens and an image of 257.
     cached_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ChangeReport {
+    /// What the planner says.
+    #[serde(flatten)]
+    predicted: ExpertChange,
+    /// What came of it; `null` if no pass of the second expert was made.
+    measured: Option<MeasuredChange>,
+}
+
+/// What the change to the other expert took.
+#[derive(Debug, Serialize)]
+struct MeasuredChange {
+    /// The first pass of the second expert.
+    pass: usize,
+    pass_seconds: f64,
+    stall_seconds: f64,
+    /// The median of later passes of the same kind; `null` if there is none.
+    later_pass_seconds: Option<f64>,
+    /// How far the two differ.
+    extra_seconds: Option<f64>,
+    /// Bytes of all uploads but those for loading and those that passes of these kinds take.
+    extra_bytes: u64,
+}
+
+impl MeasuredChange {
+    fn new(job: &Job, plan: &Plan, outcome: &Outcome) -> Option<Self> {
+        let wan = job.subject.wan.as_ref()?;
+        let is_low = |kind: &PassKind| wan.expert_of(*kind) == Some(Expert::Low);
+        let change = job.kinds.iter().position(is_low).filter(|&pass| pass > 0)?;
+        let passes = &outcome.report.passes;
+        let first = passes.iter().find(|pass| pass.pass == change as u64)?;
+        let later = passes
+            .iter()
+            .filter(|pass| pass.pass > first.pass && pass.kind == first.kind);
+        let later: Vec<f64> = later.map(|pass| pass.pass_s).collect();
+        let later_pass_seconds = median(&later);
+        let of_kinds = job
+            .kinds
+            .iter()
+            .map(|kind| plan.kinds[kind.index()].wire_bytes_per_pass);
+        let expected = outcome.report.load_bytes + of_kinds.sum::<u64>();
+        Some(Self {
+            pass: change,
+            pass_seconds: first.pass_s,
+            stall_seconds: first.stall_s,
+            later_pass_seconds,
+            extra_seconds: later_pass_seconds.map(|later| first.pass_s - later),
+            extra_bytes: outcome.uploaded_bytes.saturating_sub(expected),
+        })
+    }
+}
+
+impl ChangeReport {
+    fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let predicted = &self.predicted;
+        writeln!(
+            out,
+            "change      of expert within the same {}: {} of the one and {} of the other stay; at most {:.3} s more",
+            ByteSize(predicted.arena_bytes),
+            ByteSize(predicted.high_resident_bytes),
+            ByteSize(predicted.low_resident_bytes),
+            predicted.unhinted_s
+        )?;
+        let Some(measured) = &self.measured else {
+            return Ok(());
+        };
+        write!(
+            out,
+            "changed     in pass {}: {:.3} s, {:.3} s of them stalled",
+            measured.pass, measured.pass_seconds, measured.stall_seconds
+        )?;
+        if let Some(extra) = measured.extra_seconds {
+            write!(out, ", {extra:+.3} s against later ones")?;
+        }
+        writeln!(out, "; {} more moved", ByteSize(measured.extra_bytes))
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -514,7 +592,12 @@ impl Report {
                 })
                 .collect(),
             pass_kinds: job.kinds.iter().map(|kind| kind.0).collect(),
-            expert_change: wan.and_then(|wan| wan.expert_change(plan)),
+            expert_change: wan.and_then(|wan| {
+                Some(ChangeReport {
+                    predicted: wan.expert_change(plan)?,
+                    measured: MeasuredChange::new(job, plan, outcome),
+                })
+            }),
             cached_bytes: wan.map_or(0, |wan| {
                 let (text, image) = CACHED_TOKENS;
                 wan.cached_bytes(text, image)
@@ -572,14 +655,7 @@ impl Report {
             }
         }
         if let Some(change) = &self.expert_change {
-            writeln!(
-                out,
-                "change      of expert within the same {}: {} of the one and {} of the other stay; at most {:.3} s",
-                ByteSize(change.arena_bytes),
-                ByteSize(change.high_resident_bytes),
-                ByteSize(change.low_resident_bytes),
-                change.unhinted_s
-            )?;
+            change.print(out)?;
         }
         if self.cached_bytes > 0 {
             let cached = ByteSize(self.cached_bytes);

@@ -245,6 +245,34 @@ fn every_family_naming_and_encoding_is_streamed() {
     }
 }
 
+/// What is told of the change of expert, before pass `pass`; `later`: there are passes of the second to compare with.
+#[track_caller]
+fn check_change(report: &Value, pass: usize, later: bool) {
+    let change = &report["expert_change"];
+    let low = &report["kinds"][1];
+    assert_eq!(change["wire_bytes"], low["wire_bytes_per_pass"]);
+    assert!(number(change, "wire_bytes") > 0);
+    assert_eq!(change["hinted_pass_s"], low["predicted_pass_seconds"]);
+    assert!(
+        change["unhinted_s"]
+            .as_f64()
+            .is_some_and(|seconds| seconds >= 0.0)
+    );
+    let measured = &change["measured"];
+    assert_eq!(measured["pass"], pass);
+    assert_eq!(measured["pass_seconds"], report["pass_seconds"][pass]);
+    assert_eq!(measured["stall_seconds"], report["stall_seconds"][pass]);
+    // It was told before: every byte that moved is one of a pass, or was loaded.
+    assert_eq!(number(measured, "extra_bytes"), 0);
+    let [first, median, extra] =
+        ["pass_seconds", "later_pass_seconds", "extra_seconds"].map(|key| measured[key].as_f64());
+    assert_eq!(median.is_some(), later);
+    assert_eq!(
+        extra,
+        first.zip(median).map(|(first, median)| first - median)
+    );
+}
+
 #[test]
 fn both_experts_stay_within_one_budget() {
     let folder = TempDir::new().expect("a folder can be made");
@@ -266,11 +294,18 @@ fn both_experts_stay_within_one_budget() {
     assert!(number(&report["expert_change"], "low_resident_bytes") > 0);
     assert_eq!(report["expert_change"]["arena_bytes"], report["peak_bytes"]);
     assert_eq!(report["kinds"].as_array().expect("a list").len(), 2);
+    check_change(&report, 3, true);
     let one = support::json(
         &PROGRAM,
         &[high.as_str(), "--low", &low, "--passes", "1", "--json"],
     );
     assert_eq!(one["pass_kinds"], serde_json::json!([0]));
+    assert_eq!(one["expert_change"]["measured"], Value::Null);
+    let arguments = [
+        &high, "--low", &low, "--budget", "least", "--passes", "2", "--json",
+    ];
+    let two = support::json(&PROGRAM, &arguments);
+    check_change(&two, 1, false);
     let line = support::refused(&PROGRAM, &[high.as_str(), "--low", &high]);
     assert!(line.contains("cannot be both experts"), "{line}");
     let line = support::refused(&PROGRAM, &[&high, &low]);

@@ -7,7 +7,7 @@ use std::error::Error;
 use minijinja::{AutoEscape, Environment, context};
 use serde::Serialize;
 
-use crate::{Measured, mb, median};
+use crate::{Measured, mb};
 
 /// What the columns of the table are called.
 pub(crate) const HEADINGS: [&str; 9] = [
@@ -35,7 +35,7 @@ pub(crate) fn cells(measured: &Measured) -> [String; HEADINGS.len()] {
         fixed(measured.gpu_savings_percent, 1),
         fixed(memory.cpu_increase_mb, 1),
         fixed(Some(memory.load_time_seconds), 3),
-        fixed(Some(median(&measured.pass_seconds_with_swap)), 4),
+        fixed(Some(measured.pass_median_with_swap_s), 4),
         fixed(measured.pass_time_difference_percent, 1),
         fixed(Some(mb(measured.wire_bytes_per_pass)), 1),
     ]
@@ -134,8 +134,8 @@ pub(crate) fn render(results: &[Measured]) -> Result<String, Box<dyn Error>> {
             "Seconds of a pass, median",
             4,
             results,
-            |measured| median(&measured.pass_seconds_with_swap),
-            median(&first.pass_seconds_no_swap),
+            |measured| measured.pass_median_with_swap_s,
+            first.pass_median_no_swap_s,
         ),
         Plot::new(
             "MB moved to the device in a pass",

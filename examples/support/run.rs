@@ -142,6 +142,15 @@ impl Outcome {
     }
 }
 
+/// The one in the middle; of two, what is between them; of none, `None`.
+pub(crate) fn median(seconds: &[f64]) -> Option<f64> {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let upper = *sorted.get(sorted.len() / 2)?;
+    let lower = sorted[(sorted.len() - 1) / 2];
+    Some((lower + upper) / 2.0)
+}
+
 /// What everything resident takes on a device.
 pub(crate) fn resident_bytes(model: &Model, settings: &Settings) -> Result<u64, PlanError> {
     let workload = settings.workload(model, true);

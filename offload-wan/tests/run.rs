@@ -278,6 +278,49 @@ fn both_experts_stay_within_one_budget() {
 }
 
 #[test]
+fn a_change_of_expert_that_is_told_before_moves_nothing_more() {
+    let dir = TempDir::new().expect("can be made");
+    let (high, low) = pair(&dir);
+    let wan = WanModel::pair(&high, &low, None, &PassOptions::default()).expect("are a pair");
+    let kind = |expert| wan.step(Some(expert), true)[0].kind;
+    let (high, low) = (kind(Expert::High), kind(Expert::Low));
+    assert_eq!(wan.expert_of(high), Some(Expert::High));
+    assert_eq!(wan.expert_of(low), Some(Expert::Low));
+    let passes = [high, high, low, low];
+    // Bytes moved beyond loading and what passes of these kinds take.
+    let extra_bytes = |hinted: bool| -> u64 {
+        let mut rig = Rig::new(&wan, DeviceBudget::Least);
+        let change = wan.expert_change(rig.offload.plan()).expect("is a pair");
+        let kinds = rig.offload.plan().kinds.iter();
+        let wire: Vec<u64> = kinds.map(|kind| kind.wire_bytes_per_pass).collect();
+        assert_eq!(change.wire_bytes, wire[low.index()]);
+        assert!(change.wire_bytes > 0);
+        let stream = rig.device.inner().inline_stream();
+        for (number, &kind) in passes.iter().enumerate() {
+            let mut pass = rig.offload.pass(kind, &stream).expect("begins");
+            match passes.get(number + 1) {
+                Some(&next) if hinted || next == kind => pass.then(next).expect("is a kind"),
+                Some(_) => {}
+                None => pass.last(),
+            }
+            while pass.acquire().expect("arrives").is_some() {}
+        }
+        let report = rig.offload.report().expect("works");
+        let uploaded = rig.device.observer().counts().upload_bytes;
+        let taken: u64 = passes.iter().map(|kind| wire[kind.index()]).sum();
+        let extra = uploaded - report.load_bytes - taken;
+        assert_eq!(extra, report.past_end_bytes);
+        assert!(extra < wire[high.index()]);
+        extra
+    };
+    assert_eq!(extra_bytes(true), 0);
+    assert!(
+        extra_bytes(false) > 0,
+        "the head of another pass for high noise"
+    );
+}
+
+#[test]
 fn boundaries_are_the_variants_or_given() {
     let dir = TempDir::new().expect("can be made");
     let of = |family, given| {
