@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use offload_core::cpu::CpuDevice;
-use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload};
+use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, OffloadBuilder};
 use offload_core::model::PassKind;
 use offload_core::plan::Form;
 use offload_core::testing::{Observed, Recorder};
@@ -33,6 +33,7 @@ fn made(dir: &TempDir, name: &str, spec: &SynthesizeSpec) -> Checkpoint {
 }
 
 type Device = Observed<CpuDevice, Recorder>;
+type Builder = OffloadBuilder<Device>;
 
 struct Rig {
     device: Device,
@@ -41,14 +42,16 @@ struct Rig {
 
 impl Rig {
     fn new(wan: &WanModel, budget: DeviceBudget) -> Self {
+        Self::built(wan, |builder| builder.device_budget(budget))
+    }
+
+    fn built(wan: &WanModel, with: impl FnOnce(Builder) -> Builder) -> Self {
         let device = Observed::new(CpuDevice::builder().poison(true).build(), Recorder::new());
-        let offload = Offload::builder(&device)
+        let builder = Offload::builder(&device)
             .model(wan.model().clone())
             .arrival(ArrivalPolicy::STORED)
-            .remainder_below(512)
-            .device_budget(budget)
-            .build()
-            .expect("can be built");
+            .remainder_below(512);
+        let offload = with(builder).build().expect("can be built");
         Self { device, offload }
     }
 
@@ -289,7 +292,10 @@ fn a_change_of_expert_that_is_told_before_moves_nothing_more() {
     let passes = [high, high, low, low];
     // Bytes moved beyond loading and what passes of these kinds take.
     let extra_bytes = |hinted: bool| -> u64 {
-        let mut rig = Rig::new(&wan, DeviceBudget::Least);
+        // A window for the head of the next pass beside the block that computes.
+        let mut rig = Rig::built(&wan, |builder| {
+            builder.device_budget(DeviceBudget::Least).blocks_ahead(2)
+        });
         let change = wan.expert_change(rig.offload.plan()).expect("is a pair");
         let kinds = rig.offload.plan().kinds.iter();
         let wire: Vec<u64> = kinds.map(|kind| kind.wire_bytes_per_pass).collect();
