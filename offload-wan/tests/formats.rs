@@ -7,9 +7,11 @@ use std::fs;
 use offload_core::encoding::Encoding;
 use offload_core::format::gguf::Writer;
 use offload_core::model::Residency;
+use offload_core::source::Source;
+use offload_core::swappable::TensorSpec;
 use offload_wan::{
-    Checkpoint, Expert, Family, LayoutError, Naming, Recipe, Scaling, SynthesizeSpec, Variant,
-    synthesize,
+    Checkpoint, Expert, Family, Finding, LayoutError, Naming, Recipe, Scaling, SynthesizeSpec,
+    Variant, synthesize,
 };
 use support::{Recorded, Shaped, described};
 use tempfile::TempDir;
@@ -86,6 +88,58 @@ fn a_scale_that_fits_no_row_is_a_finding() {
         error.contains("blocks.0.ffn.0.weight_scale has shape [3]"),
         "{error}"
     );
+    // MXFP8 has one for 32 numbers of a row.
+    tensors.pop();
+    tensors.push(("blocks.0.ffn.0.weight_scale".to_owned(), vec![8960, 48]));
+    support::write_safetensors(&path, "F8_E4M3", &tensors);
+    let error = Checkpoint::open(&path).expect("is sound").model();
+    let error = error
+        .expect_err("has a scale for a part of a row")
+        .to_string();
+    assert!(
+        error.contains("blocks.0.ffn.0.weight_scale has shape [8960, 48]"),
+        "{error}"
+    );
+}
+
+#[test]
+fn scales_of_blocks_of_a_tensor_are_refused_by_name() {
+    let tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    let name = "blocks.7.ffn.2.weight";
+    let refused = |weight: (Encoding, &[u64]), beside: &[(&str, Encoding, &[u64])]| {
+        let mut all = described(&tensors);
+        let mut end = 1 << 40;
+        let mut described = |name: &str, encoding: Encoding, shape: &[u64]| {
+            let range = end..end + encoding.bytes_of(shape).expect("is small");
+            end = range.end;
+            let source = Source::Described { range };
+            TensorSpec::new(name, shape.to_vec(), encoding, source).expect("lengths fit")
+        };
+        let at = all.iter().position(|tensor| tensor.name() == name);
+        all[at.expect("is recorded")] = described(name, weight.0, weight.1);
+        all.extend(beside.iter().map(|(leaf, encoding, shape)| {
+            described(&format!("blocks.7.ffn.2.{leaf}"), *encoding, shape)
+        }));
+        let checkpoint = Checkpoint::from_tensors(all).expect("names are unique");
+        let detection = checkpoint.detection();
+        assert_eq!(detection.variant, Variant::from_name("wan2.1-t2v-1.3b"));
+        (checkpoint.findings(), checkpoint.model().map(drop))
+    };
+    // nvfp4: two numbers to a byte, a scale for 16 of them and one for all.
+    let (findings, model) = refused(
+        (Encoding::U8, &[1536, 4480]),
+        &[
+            ("weight_scale", Encoding::F8E4M3, &[1536, 560]),
+            ("weight_scale_2", Encoding::F32, &[]),
+        ],
+    );
+    let packed = Finding::Packed {
+        tensor: name.to_owned(),
+        shape: vec![1536, 4480],
+    };
+    assert_eq!(findings, [packed]);
+    let error = model.expect_err("is not read").to_string();
+    assert!(error.contains(name) && error.contains("nvfp4"), "{error}");
 }
 
 #[test]
