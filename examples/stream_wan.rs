@@ -227,7 +227,8 @@ struct MeasuredChange {
     later_pass_seconds: Option<f64>,
     /// How far the two differ.
     extra_seconds: Option<f64>,
-    /// Bytes of all uploads but those for loading and those that passes of these kinds take.
+    /// Bytes of all uploads but those for loading and those that passes of these kinds take: what was brought in vain, at
+    /// the change or past the end.
     extra_bytes: u64,
 }
 
