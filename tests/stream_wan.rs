@@ -6,7 +6,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use offload_core::format::gguf::Gguf;
+use offload_core::encoding::Encoding;
+use offload_core::format::gguf::{Gguf, Writer};
 use offload_wan::{Family, Naming, Recipe, SynthesizeSpec, Variant, synthesize};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -270,6 +271,41 @@ fn check_change(report: &Value, pass: usize, later: bool) {
     assert_eq!(
         extra,
         first.zip(median).map(|(first, median)| first - median)
+    );
+}
+
+#[test]
+fn layers_of_an_encoder_are_streamed_but_not_swapped_by_number() {
+    let folder = TempDir::new().expect("a folder can be made");
+    let path = folder.path().join("umt5.gguf");
+    let mut writer = Writer::new();
+    let mut tensor = |name: String| {
+        // Small numbers, and others in each tensor.
+        let numbers = (0..256 * 256).map(|index| ((index + name.len() * 31) % 97) as f32 / 97.0);
+        let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
+        writer.tensor(name, vec![256, 256], Encoding::F32, bytes);
+    };
+    tensor("token_embd.weight".to_owned());
+    for layer in 0..4 {
+        for name in ["attn_q", "attn_k", "ffn_gate", "ffn_down"] {
+            tensor(format!("enc.blk.{layer}.{name}.weight"));
+        }
+    }
+    let file = fs::File::create(&path).expect("can be made");
+    writer.write_to(file).expect("can be written");
+    let path = path.to_str().expect("paths here are text");
+    let report = support::json(&PROGRAM, &[path, "--budget", "least", "--json"]);
+    assert_eq!(report["identical"], true);
+    assert_eq!(report["variant"], Value::Null);
+    assert_eq!(number(&report, "streamed_blocks"), 4);
+    assert_eq!(
+        number(&report, "wire_bytes_per_pass"),
+        4 * 4 * 256 * 256 * 4
+    );
+    let line = support::refused(&PROGRAM, &[path, "--blocks-to-swap", "2"]);
+    assert!(
+        line.contains("only the blocks of a WAN transformer"),
+        "{line}"
     );
 }
 
