@@ -81,6 +81,9 @@ struct Arguments {
     /// Measure with 0, 5, 10 and so on to 35 blocks, as far as there are so many.
     #[arg(long)]
     test_all: bool,
+    /// Places for so many fetched blocks beside the one that computes; 0: none, the least memory.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    prefetch_blocks: u32,
     /// Where to compute; auto: on the GPU if there is one that can be used.
     #[arg(long, value_enum, default_value_t = DeviceName::Auto)]
     device: DeviceName,
@@ -121,6 +124,7 @@ struct Measured {
     time_difference_percent: Option<f64>,
     memory_no_swap: Memory,
     memory_with_swap: Memory,
+    prefetch_blocks: u32,
     device: String,
     variant: Option<String>,
     /// Main blocks that the model has.
@@ -201,7 +205,7 @@ fn measure(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Erro
     let wan = transformer(&checkpoint)?;
     let counts = counts(&arguments, main_count(&wan));
     for &count in &counts {
-        swap_of(count).apply(wan.clone())?;
+        swap_of(&arguments, count).apply(wan.clone())?;
     }
     read_all(&checkpoint)?;
     for note in &notes {
@@ -263,9 +267,10 @@ fn counts(arguments: &Arguments, block_count: u64) -> Vec<u64> {
     counts
 }
 
-fn swap_of(blocks_to_swap: u64) -> BlockSwap {
+fn swap_of(arguments: &Arguments, blocks_to_swap: u64) -> BlockSwap {
     BlockSwap {
         blocks_to_swap,
+        prefetch_blocks: arguments.prefetch_blocks,
         ..BlockSwap::default()
     }
 }
@@ -358,7 +363,7 @@ impl<E: Engine> Bench<E> {
         let block_count = main_count(&wan);
         let (wan, settings, budget) = match blocks_to_swap {
             Some(count) => {
-                let swap = swap_of(count);
+                let swap = swap_of(arguments, count);
                 (
                     swap.apply(wan)?,
                     swap.settings(settings.clone()),
@@ -519,6 +524,7 @@ impl Measured {
             time_difference_percent: percent(time_difference_s, load_seconds),
             memory_no_swap,
             memory_with_swap,
+            prefetch_blocks: arguments.prefetch_blocks,
             device: with.outcome.report.device.clone(),
             variant: with.variant.clone(),
             block_count: with.block_count,

@@ -125,6 +125,22 @@ fn swapped_blocks_leave_the_device_and_move_in_each_pass() {
     let (two, five) = (of(2, 2), of(5, 2));
     assert!(number(&two, "/gpu_savings_mb") > 0.0);
     assert!(number(&five, "/gpu_savings_mb") > number(&two, "/gpu_savings_mb"));
+    // Places for more leave less to save.
+    let arguments = [
+        "--blocks-to-swap",
+        "5",
+        "--passes",
+        "2",
+        "--prefetch-blocks",
+        "2",
+    ];
+    let [ahead] = &results(folder.path(), RESULTS, &arguments)[..] else {
+        panic!("one result");
+    };
+    check(ahead);
+    assert_eq!(ahead["prefetch_blocks"], 2);
+    assert!(number(ahead, "/gpu_savings_mb") < number(&five, "/gpu_savings_mb"));
+    assert_eq!(ahead["wire_bytes_per_pass"], five["wire_bytes_per_pass"]);
     // Blocks are alike; what came to the device was counted, and each pass more is that much more.
     let wire = |result: &Value| number(result, "/wire_bytes_per_pass");
     assert_eq!(wire(&five) * 2.0, wire(&two) * 5.0);
@@ -229,6 +245,8 @@ fn bad_usage_and_bad_input_end_with_one_line_and_no_results() {
         "{line}"
     );
     refuse(&["--model-path", model, "--blocks-to-swap", "2", "--test-all"]);
+    let line = refuse(&["--model-path", model, "--prefetch-blocks", "41"]);
+    assert!(line.contains("prefetch_blocks from 0 to 40"), "{line}");
     refuse(&["--model-path", model, "--passes", "0"]);
     let line = refuse(&["--model-path", model, "--html", "/nonexistent/page.html"]);
     assert!(line.contains("/nonexistent/page.html"), "{line}");
