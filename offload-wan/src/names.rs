@@ -143,31 +143,56 @@ pub(crate) struct Convention {
     /// Whether its names are LongCat-Video's.
     pub(crate) long_cat: bool,
     lists: &'static [Numbered],
+    /// What stands between the number of a main block and the rest, with the dot.
+    wrapper: &'static str,
     root: &'static [&'static [Row]],
     open: bool,
 }
 
-/// WAN's authors. Stacked in Animate alone: keys and values of the face.
+impl Convention {
+    fn wrapper_in(&self, list: List) -> &'static str {
+        match list {
+            List::Main => self.wrapper,
+            List::Vace | List::Injector | List::Fuser => "",
+        }
+    }
+}
+
+/// Lists of WAN's authors. Stacked in Animate alone: keys and values of the face.
+const NATIVE_LISTS: &[Numbered] = &[
+    numbered("blocks.", List::Main, "", &[]),
+    numbered("vace_blocks.", List::Vace, "", &[]),
+    numbered(
+        "face_adapter.fuser_blocks.",
+        List::Fuser,
+        "",
+        &[row(&["linear1_k", "linear1_v"], "linear1_kv")],
+    ),
+    numbered("audio_injector.injector.", List::Injector, "", &[]),
+    numbered(
+        "audio_injector.injector_adain_layers.",
+        List::Injector,
+        "adain.",
+        &[],
+    ),
+];
+
+/// WAN's authors.
 pub(crate) static WAN_NATIVE: Convention = Convention {
     naming: Naming::Native,
     long_cat: false,
-    lists: &[
-        numbered("blocks.", List::Main, "", &[]),
-        numbered("vace_blocks.", List::Vace, "", &[]),
-        numbered(
-            "face_adapter.fuser_blocks.",
-            List::Fuser,
-            "",
-            &[row(&["linear1_k", "linear1_v"], "linear1_kv")],
-        ),
-        numbered("audio_injector.injector.", List::Injector, "", &[]),
-        numbered(
-            "audio_injector.injector_adain_layers.",
-            List::Injector,
-            "adain.",
-            &[],
-        ),
-    ],
+    lists: NATIVE_LISTS,
+    wrapper: "",
+    root: &[],
+    open: true,
+};
+
+/// The same with each main block in another module, as a checkpoint of Animate has it: `blocks.0.block.norm3.weight`.
+pub(crate) static WAN_WRAPPED: Convention = Convention {
+    naming: Naming::Native,
+    long_cat: false,
+    lists: NATIVE_LISTS,
+    wrapper: "block.",
     root: &[],
     open: true,
 };
@@ -177,6 +202,7 @@ pub(crate) static LONG_CAT_REPACKED: Convention = Convention {
     naming: Naming::Repacked,
     long_cat: true,
     lists: &[numbered("blocks.", List::Main, "", &[])],
+    wrapper: "",
     root: &[],
     open: true,
 };
@@ -202,6 +228,7 @@ pub(crate) static LONG_CAT_NATIVE: Convention = Convention {
         row(&["ffn.w2"], "ffn.w2"),
         row(&["ffn.w3"], "ffn.w3"),
     ])],
+    wrapper: "",
     root: &[&[
         row(&["patch_embedding"], "x_embedder.proj"),
         row(&["time_embedding.mlp.0"], "t_embedder.mlp.0"),
@@ -317,6 +344,7 @@ pub(crate) static WAN_DIFFUSERS: Convention = Convention {
             row(&["k_norm"], "norm_k"),
         ]),
     ],
+    wrapper: "",
     root: &[&[
         row(&["patch_embedding"], "patch_embedding"),
         row(&["vace_patch_embedding"], "vace_patch_embedding"),
@@ -395,6 +423,9 @@ impl Convention {
                 continue;
             };
             let place = Place::Block(numbered.list, index);
+            let rest = rest
+                .strip_prefix(self.wrapper_in(numbered.list))
+                .unwrap_or(rest);
             return match self.translated(&[numbered.rows], rest) {
                 Some(names) => Meaning {
                     place,
@@ -449,7 +480,9 @@ impl Convention {
                     .max_by_key(|numbered| numbered.inner.len())?;
                 let rest = name.strip_prefix(numbered.inner)?;
                 in_block = [numbered.rows];
-                (format!("{}{index}.", numbered.file), &in_block[..], rest)
+                let wrapper = self.wrapper_in(list);
+                let owner = format!("{}{index}.{wrapper}", numbered.file);
+                (owner, &in_block[..], rest)
             }
         };
         let found = rows.iter().copied().flatten().find_map(|row| {
@@ -653,6 +686,7 @@ pub(crate) fn convention<'a>(
             ("x_embedder" | "final_layer", _) => &LONG_CAT_NATIVE,
             (_, Some((_, rest))) => match rest.split('.').next() {
                 Some("attn1" | "attn2" | "scale_shift_table") => &WAN_DIFFUSERS,
+                Some("block") => &WAN_WRAPPED,
                 Some("adaLN_modulation" | "pre_crs_attn_norm") => &LONG_CAT_NATIVE,
                 Some("modulation") if leaf(rest, "modulation.1").is_some() => &LONG_CAT_REPACKED,
                 _ => continue,
@@ -668,8 +702,9 @@ pub(crate) fn convention<'a>(
 mod tests {
     use super::*;
 
-    const ALL: [&Convention; 4] = [
+    const ALL: [&Convention; 5] = [
         &WAN_NATIVE,
+        &WAN_WRAPPED,
         &WAN_DIFFUSERS,
         &LONG_CAT_NATIVE,
         &LONG_CAT_REPACKED,
