@@ -310,6 +310,9 @@ fn a_change_of_expert_that_is_told_before_moves_nothing_more() {
                 None => pass.last(),
             }
             while pass.acquire().expect("arrives").is_some() {}
+            drop(pass);
+            // Waits for what is on its way: a worker that is given up in time has moved nothing.
+            rig.offload.report().expect("works");
         }
         let report = rig.offload.report().expect("works");
         let uploaded = rig.device.observer().counts().upload_bytes;
