@@ -144,7 +144,7 @@ struct Measured {
     pass_time_difference_percent: Option<f64>,
     /// What the planner expects with the blocks swapped.
     predicted_pass_seconds: f64,
-    /// Bytes that come over the wire in each pass with the blocks swapped.
+    /// Bytes that came over the wire for the passes with the blocks swapped, for each pass.
     wire_bytes_per_pass: u64,
     /// Bytes of all uploads of all passes and of loading, with the blocks swapped.
     uploaded_bytes: u64,
@@ -388,9 +388,7 @@ impl<E: Engine> Bench<E> {
             // The device refused what it said was free.
             return Err(no_room(run.plan().arena_bytes, device.memory()?.free_bytes).into());
         }
-        let kind = &run.plan().kinds[PassKind::FULL.index()];
-        let (predicted_pass_s, wire_bytes_per_pass) =
-            (kind.predicted_pass_s, kind.wire_bytes_per_pass);
+        let predicted_pass_s = run.plan().kinds[PassKind::FULL.index()].predicted_pass_s;
         let peak_in_use = in_use()?;
         let mut peak_process = process()?;
         let kinds = vec![PassKind::FULL; arguments.passes as usize];
@@ -432,7 +430,7 @@ impl<E: Engine> Bench<E> {
             block_count,
             streamed_blocks,
             predicted_pass_s,
-            wire_bytes_per_pass,
+            wire_bytes_per_pass: outcome.report.wire_bytes / u64::from(arguments.passes),
             outcome,
         })
     }
