@@ -25,6 +25,8 @@ mod log;
 mod matrix;
 #[path = "support/program.rs"]
 mod program;
+#[path = "support/run.rs"]
+mod run;
 #[path = "support/size.rs"]
 mod size;
 #[path = "support/swap.rs"]
@@ -41,22 +43,20 @@ use std::process::ExitCode;
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use cuda::CudaEngine;
-use engine::{CpuEngine, Engine, Recorded};
+use engine::{CpuEngine, Engine};
 use indicatif::{ProgressBar, ProgressStyle};
 use offload_core::decode::Float;
 use offload_core::device::Device;
 use offload_core::executor::{
-    Arrival, ArrivalPolicy, Costs, DeviceBudget, HostReport, Offload, OffloadError,
-    Report as OffloadReport, Settings, Shortage, Span,
+    Arrival, ArrivalPolicy, Costs, DeviceBudget, HostReport, OffloadError, Settings, Shortage, Span,
 };
-use offload_core::model::{Model, PassKind};
-use offload_core::plan::{Budget, Form, Plan, PlanError, Verdict};
-use offload_core::testing::{Observed, Recorder};
-use offload_cuda::CudaDevice;
+use offload_core::model::PassKind;
+use offload_core::plan::{Plan, PlanError, Verdict};
 use offload_wan::{
     BlockSwap, Checkpoint, Expert, ExpertChange, StepPass, SynthesizeSpec, Variant, WanModel,
     synthesize,
 };
+use run::{DeviceName, Outcome, Run, median, resident_bytes, streamed_blocks};
 use serde::Serialize;
 use serde_json::json;
 use swap::SwapArguments;
@@ -101,13 +101,6 @@ struct Arguments {
     /// Write what moved when, for chrome://tracing or Perfetto.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum DeviceName {
-    Auto,
-    Cpu,
-    Cuda,
 }
 
 /// A run whose results those of the streamed run are to equal.
@@ -209,9 +202,88 @@ struct Report {
     /// Which kind each pass was of.
     pass_kinds: Vec<u32>,
     /// What the change from one expert to the other costs; `null` without a pair.
-    expert_change: Option<ExpertChange>,
+    expert_change: Option<ChangeReport>,
     /// Bytes of keys and values that an engine keeps for a prompt of 512 tokens and an image of 257.
     cached_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ChangeReport {
+    /// What the planner says.
+    #[serde(flatten)]
+    predicted: ExpertChange,
+    /// What came of it; `null` if no pass of the second expert was made.
+    measured: Option<MeasuredChange>,
+}
+
+/// What the change to the other expert took.
+#[derive(Debug, Serialize)]
+struct MeasuredChange {
+    /// The first pass of the second expert.
+    pass: usize,
+    pass_seconds: f64,
+    stall_seconds: f64,
+    /// The median of later passes of the same kind; `null` if there is none.
+    later_pass_seconds: Option<f64>,
+    /// How far the two differ.
+    extra_seconds: Option<f64>,
+    /// Bytes of all uploads but those for loading and those that passes of these kinds take: what was brought in vain, at
+    /// the change or past the end.
+    extra_bytes: u64,
+}
+
+impl MeasuredChange {
+    fn new(job: &Job, plan: &Plan, outcome: &Outcome) -> Option<Self> {
+        let wan = job.subject.wan.as_ref()?;
+        let is_low = |kind: &PassKind| wan.expert_of(*kind) == Some(Expert::Low);
+        let change = job.kinds.iter().position(is_low).filter(|&pass| pass > 0)?;
+        let passes = &outcome.report.passes;
+        let first = passes.iter().find(|pass| pass.pass == change as u64)?;
+        let later = passes
+            .iter()
+            .filter(|pass| pass.pass > first.pass && pass.kind == first.kind);
+        let later: Vec<f64> = later.map(|pass| pass.pass_s).collect();
+        let later_pass_seconds = median(&later);
+        let of_kinds = job
+            .kinds
+            .iter()
+            .map(|kind| plan.kinds[kind.index()].wire_bytes_per_pass);
+        let expected = outcome.report.load_bytes + of_kinds.sum::<u64>();
+        Some(Self {
+            pass: change,
+            pass_seconds: first.pass_s,
+            stall_seconds: first.stall_s,
+            later_pass_seconds,
+            extra_seconds: later_pass_seconds.map(|later| first.pass_s - later),
+            extra_bytes: outcome.uploaded_bytes.saturating_sub(expected),
+        })
+    }
+}
+
+impl ChangeReport {
+    fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let predicted = &self.predicted;
+        writeln!(
+            out,
+            "change      of expert within the same {}: {} of the one and {} of the other stay; at most {:.3} s more",
+            ByteSize(predicted.arena_bytes),
+            ByteSize(predicted.high_resident_bytes),
+            ByteSize(predicted.low_resident_bytes),
+            predicted.unhinted_s
+        )?;
+        let Some(measured) = &self.measured else {
+            return Ok(());
+        };
+        write!(
+            out,
+            "changed     in pass {}: {:.3} s, {:.3} s of them stalled",
+            measured.pass, measured.pass_seconds, measured.stall_seconds
+        )?;
+        if let Some(extra) = measured.extra_seconds {
+            write!(out, ", {extra:+.3} s against later ones")?;
+        }
+        writeln!(out, "; {} more moved", ByteSize(measured.extra_bytes))
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -233,7 +305,7 @@ fn main() -> ExitCode {
 }
 
 fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
-    let (cuda, notes) = choose_device(arguments.device)?;
+    let (cuda, notes) = arguments.device.choose()?;
     // Opened first: a run of hours must not end with a bad path.
     let trace = match &arguments.trace {
         Some(path) => {
@@ -280,21 +352,6 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
     }
 }
 
-/// The GPU, if that is to compute, and what is to be told about the choice.
-fn choose_device(name: DeviceName) -> Result<(Option<CudaDevice>, Vec<String>), Box<dyn Error>> {
-    if name == DeviceName::Cpu {
-        return Ok((None, Vec::new()));
-    }
-    match CudaDevice::new(0) {
-        Ok(device) => Ok((Some(device), Vec::new())),
-        Err(reason) if name == DeviceName::Auto => {
-            let note = format!("computed on the CPU: {}", program::one_line(&reason));
-            Ok((None, vec![note]))
-        }
-        Err(reason) => Err(reason.into()),
-    }
-}
-
 /// What is asked for, whatever the device.
 struct Job {
     arguments: Arguments,
@@ -312,24 +369,29 @@ impl Job {
     fn run<E: Engine>(mut self, mut engine: E, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
         let measured = engine.measure()?;
         let mut costs = measured.clone().unwrap_or_default();
-        let resident_peak_bytes = self.resident_bytes()?;
+        let settings = self.settings(&Costs::default());
+        let resident_peak_bytes = resident_bytes(&self.subject.model, &settings)?;
         let (reference, compared_with) =
             self.reference(&engine, resident_peak_bytes, &costs, measured.is_some())?;
         let bar = self.progress_bar();
         bar.set_message("reference");
-        let expected = reference.passes(&mut engine, &self.kinds, &bar)?;
+        let visited = || {
+            bar.inc(1);
+            Ok(())
+        };
+        let expected = reference.passes(&mut engine, &self.kinds, visited)?;
         if measured.is_some() && compared_with == ComparedWith::Resident {
-            costs.compute_s = self.visit_seconds(&expected);
+            costs.compute_s = expected.visit_seconds(&self.subject.model);
         }
 
         let within = self.within(&engine, resident_peak_bytes, &costs)?;
-        let plan = within.offload.plan().clone();
+        let plan = within.plan().clone();
         if !self.arguments.json {
             writeln!(out, "{plan}")?;
             out.flush()?;
         }
         bar.set_message("streamed");
-        let streamed = within.passes(&mut engine, &self.kinds, &bar)?;
+        let streamed = within.passes(&mut engine, &self.kinds, visited)?;
         bar.finish_and_clear();
         if let Some(swap) = &self.swap {
             swap.log_spans(&streamed.spans);
@@ -379,17 +441,6 @@ impl Job {
             costs: costs.clone(),
             ..Settings::default()
         }
-    }
-
-    /// What everything resident takes.
-    fn resident_bytes(&self) -> Result<u64, Box<dyn Error>> {
-        let settings = Settings {
-            arrival: self.policy,
-            ..Settings::default()
-        };
-        let workload = settings.workload(&self.subject.model, true);
-        let plan = settings.plan(&workload, Budget::Bytes(u64::MAX))?;
-        Ok(plan.arena_bytes)
     }
 
     /// Makes the run ready that the streamed one is compared with.
@@ -468,24 +519,6 @@ impl Job {
             run => Ok(run?),
         }
     }
-
-    /// How long each visit of each kind computed when it was made last.
-    fn visit_seconds(&self, outcome: &Outcome) -> Vec<Vec<f64>> {
-        let kinds = self.subject.model.kinds().iter().enumerate();
-        let of_kind = |(kind, _)| {
-            let mut passes = outcome.report.passes.iter().rev();
-            let Some(last) = passes.find(|pass| pass.kind == kind) else {
-                // Never made; missing times are not known.
-                return Vec::new();
-            };
-            let spans = outcome.spans.iter();
-            spans
-                .filter(|span| span.pass == last.pass && span.stage == "compute")
-                .map(|span| (span.end_s - span.begin_s).max(0.0))
-                .collect()
-        };
-        kinds.map(of_kind).collect()
-    }
 }
 
 /// The first `count` passes of a run: of a pair the expert for low noise makes the second half.
@@ -512,89 +545,8 @@ fn first_passes(wan: Option<&WanModel>, count: u32) -> Vec<PassKind> {
     }
 }
 
-/// A model made ready on a device.
-struct Run<D: Device> {
-    device: Recorded<D>,
-    offload: Offload<Recorded<D>>,
-}
-
 /// The run that the streamed one is compared with, and which that is.
 type Reference<D> = (Run<D>, ComparedWith);
-
-/// What came of the passes.
-struct Outcome {
-    /// Of each pass.
-    digests: Vec<u64>,
-    report: OffloadReport,
-    spans: Vec<Span>,
-    uploaded_bytes: u64,
-}
-
-impl<D: Device> Run<D> {
-    fn new(
-        engine: &impl Engine<Device = D>,
-        model: &Model,
-        settings: Settings,
-        budget: DeviceBudget,
-        trace: bool,
-    ) -> Result<Self, OffloadError> {
-        let device = Observed::new(engine.device().clone(), Recorder::new());
-        let offload = Offload::builder(&device)
-            .model(model.clone())
-            .settings(settings)
-            .device_budget(budget)
-            .trace(trace)
-            .build()?;
-        Ok(Self { device, offload })
-    }
-
-    fn streamed_blocks(&self) -> usize {
-        streamed_blocks(self.offload.plan())
-    }
-
-    fn passes(
-        mut self,
-        engine: &mut impl Engine<Device = D>,
-        kinds: &[PassKind],
-        bar: &ProgressBar,
-    ) -> Result<Outcome, Box<dyn Error>> {
-        let mut digests = Vec::new();
-        for (number, &kind) in kinds.iter().enumerate() {
-            engine.begin()?;
-            let mut pass = self.offload.pass(kind, engine.stream())?;
-            match kinds.get(number + 1) {
-                Some(&next) => pass.then(next)?,
-                None => pass.last(),
-            }
-            while let Some(lease) = pass.acquire()? {
-                for (name, role) in lease.tensor_roles() {
-                    match lease.tensor(name) {
-                        // An engine has kept what these gave.
-                        Err(OffloadError::NotDemanded { .. }) => {}
-                        tensor => engine.take(role, &tensor?)?,
-                    }
-                }
-                drop(lease);
-                bar.inc(1);
-            }
-            drop(pass);
-            digests.push(engine.finish()?);
-        }
-        let report = self.offload.report()?;
-        let uploaded_bytes = self.device.observer().counts().upload_bytes;
-        Ok(Outcome {
-            digests,
-            report,
-            spans: self.offload.spans().cloned().collect(),
-            uploaded_bytes,
-        })
-    }
-}
-
-fn streamed_blocks(plan: &Plan) -> usize {
-    let blocks = plan.blocks.iter();
-    blocks.filter(|block| block.form == Form::Streamed).count()
-}
 
 impl Report {
     fn new(
@@ -641,7 +593,12 @@ impl Report {
                 })
                 .collect(),
             pass_kinds: job.kinds.iter().map(|kind| kind.0).collect(),
-            expert_change: wan.and_then(|wan| wan.expert_change(plan)),
+            expert_change: wan.and_then(|wan| {
+                Some(ChangeReport {
+                    predicted: wan.expert_change(plan)?,
+                    measured: MeasuredChange::new(job, plan, outcome),
+                })
+            }),
             cached_bytes: wan.map_or(0, |wan| {
                 let (text, image) = CACHED_TOKENS;
                 wan.cached_bytes(text, image)
@@ -700,14 +657,7 @@ impl Report {
             }
         }
         if let Some(change) = &self.expert_change {
-            writeln!(
-                out,
-                "change      of expert within the same {}: {} of the one and {} of the other stay; at most {:.3} s",
-                ByteSize(change.arena_bytes),
-                ByteSize(change.high_resident_bytes),
-                ByteSize(change.low_resident_bytes),
-                change.unhinted_s
-            )?;
+            change.print(out)?;
         }
         if self.cached_bytes > 0 {
             let cached = ByteSize(self.cached_bytes);

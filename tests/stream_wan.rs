@@ -6,8 +6,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use offload_core::format::gguf::Gguf;
-use offload_wan::{Family, Naming, Recipe, SynthesizeSpec, synthesize};
+use offload_core::encoding::Encoding;
+use offload_core::format::gguf::{Gguf, Writer};
+use offload_wan::{Family, Naming, Recipe, SynthesizeSpec, Variant, synthesize};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -245,6 +246,69 @@ fn every_family_naming_and_encoding_is_streamed() {
     }
 }
 
+/// What is told of the change of expert, before pass `pass`; `later`: there are passes of the second to compare with.
+#[track_caller]
+fn check_change(report: &Value, pass: usize, later: bool) {
+    let change = &report["expert_change"];
+    let low = &report["kinds"][1];
+    assert_eq!(change["wire_bytes"], low["wire_bytes_per_pass"]);
+    assert!(number(change, "wire_bytes") > 0);
+    assert_eq!(change["hinted_pass_s"], low["predicted_pass_seconds"]);
+    assert!(
+        change["unhinted_s"]
+            .as_f64()
+            .is_some_and(|seconds| seconds >= 0.0)
+    );
+    let measured = &change["measured"];
+    assert_eq!(measured["pass"], pass);
+    assert_eq!(measured["pass_seconds"], report["pass_seconds"][pass]);
+    assert_eq!(measured["stall_seconds"], report["stall_seconds"][pass]);
+    // It was told before: every byte that moved is one of a pass, or was loaded.
+    assert_eq!(number(measured, "extra_bytes"), 0);
+    let [first, median, extra] =
+        ["pass_seconds", "later_pass_seconds", "extra_seconds"].map(|key| measured[key].as_f64());
+    assert_eq!(median.is_some(), later);
+    assert_eq!(
+        extra,
+        first.zip(median).map(|(first, median)| first - median)
+    );
+}
+
+#[test]
+fn layers_of_an_encoder_are_streamed_but_not_swapped_by_number() {
+    let folder = TempDir::new().expect("a folder can be made");
+    let path = folder.path().join("umt5.gguf");
+    let mut writer = Writer::new();
+    let mut tensor = |name: String| {
+        // Small numbers, and others in each tensor.
+        let numbers = (0..256 * 256).map(|index| ((index + name.len() * 31) % 97) as f32 / 97.0);
+        let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
+        writer.tensor(name, vec![256, 256], Encoding::F32, bytes);
+    };
+    tensor("token_embd.weight".to_owned());
+    for layer in 0..4 {
+        for name in ["attn_q", "attn_k", "ffn_gate", "ffn_down"] {
+            tensor(format!("enc.blk.{layer}.{name}.weight"));
+        }
+    }
+    let file = fs::File::create(&path).expect("can be made");
+    writer.write_to(file).expect("can be written");
+    let path = path.to_str().expect("paths here are text");
+    let report = support::json(&PROGRAM, &[path, "--budget", "least", "--json"]);
+    assert_eq!(report["identical"], true);
+    assert_eq!(report["variant"], Value::Null);
+    assert_eq!(number(&report, "streamed_blocks"), 4);
+    assert_eq!(
+        number(&report, "wire_bytes_per_pass"),
+        4 * 4 * 256 * 256 * 4
+    );
+    let line = support::refused(&PROGRAM, &[path, "--blocks-to-swap", "2"]);
+    assert!(
+        line.contains("only the blocks of a WAN transformer"),
+        "{line}"
+    );
+}
+
 #[test]
 fn both_experts_stay_within_one_budget() {
     let folder = TempDir::new().expect("a folder can be made");
@@ -266,11 +330,18 @@ fn both_experts_stay_within_one_budget() {
     assert!(number(&report["expert_change"], "low_resident_bytes") > 0);
     assert_eq!(report["expert_change"]["arena_bytes"], report["peak_bytes"]);
     assert_eq!(report["kinds"].as_array().expect("a list").len(), 2);
+    check_change(&report, 3, true);
     let one = support::json(
         &PROGRAM,
         &[high.as_str(), "--low", &low, "--passes", "1", "--json"],
     );
     assert_eq!(one["pass_kinds"], serde_json::json!([0]));
+    assert_eq!(one["expert_change"]["measured"], Value::Null);
+    let arguments = [
+        &high, "--low", &low, "--budget", "least", "--passes", "2", "--json",
+    ];
+    let two = support::json(&PROGRAM, &arguments);
+    check_change(&two, 1, false);
     let line = support::refused(&PROGRAM, &[high.as_str(), "--low", &high]);
     assert!(line.contains("cannot be both experts"), "{line}");
     let line = support::refused(&PROGRAM, &[&high, &low]);
@@ -342,6 +413,121 @@ fn options_of_the_block_swap_are_taken_together() {
         &[path.as_str(), "--preset", "8gb", "--passes", "1", "--json"],
     );
     assert_eq!(number(&report, "streamed_blocks"), 6 + 2 + 1);
+}
+
+/// What a run with `arguments` took on the device and moved there for its passes, and which blocks it moved in the first.
+fn taken(path: &str, arguments: &[&str]) -> (u64, u64, Vec<String>) {
+    let folder = TempDir::new().expect("a folder can be made");
+    let trace = folder.path().join("trace.json");
+    let trace = trace.to_str().expect("is text");
+    let base = [
+        path, "--device", "cpu", "--json", "--passes", "2", "--trace", trace,
+    ];
+    let report = support::json(&PROGRAM, &[&base[..], arguments].concat());
+    assert_eq!(report["identical"], true, "{arguments:?}");
+    let text = fs::read(trace).expect("was written");
+    let events: Value = serde_json::from_slice(&text).expect("is JSON");
+    let events = events["traceEvents"].as_array().expect("a list").iter();
+    let moved = events.filter(|event| event["cat"] == "upload" && event["args"]["pass"] == 0);
+    let mut moved: Vec<String> = moved
+        .filter_map(|event| event["name"].as_str().map(str::to_owned))
+        .collect();
+    moved.sort();
+    let uploaded = number(&report, "uploaded_bytes");
+    let for_passes = uploaded - number(&report, "prefetched_past_end_bytes");
+    (number(&report, "peak_bytes"), for_passes, moved)
+}
+
+#[test]
+fn each_option_moves_what_was_measured_as_it_promises() {
+    let folder = TempDir::new().expect("a folder can be made");
+    // As in published models, a block is larger than the embeddings.
+    let wider = SynthesizeSpec {
+        block_count: 4,
+        dim: 512,
+        ffn_dim: 2048,
+        ..small(Family::I2v21)
+    };
+    let image = made(&folder, "i2v.gguf", &wider);
+    let vace = made(&folder, "vace.gguf", &small(Family::Vace21));
+    let base = ["--blocks-to-swap", "2"];
+    let (peak, uploaded, moved) = taken(&image, &base);
+    assert_eq!(moved, ["blocks.0", "blocks.2"]);
+    // Less on the device, more on the wire.
+    for (more, name) in [
+        (&["--blocks-to-swap", "3"][..], "blocks.1"),
+        (
+            &["--blocks-to-swap", "2", "--offload-txt-emb"],
+            "text_embedding",
+        ),
+        (&["--blocks-to-swap", "2", "--offload-img-emb"], "img_emb"),
+    ] {
+        let with = taken(&image, more);
+        assert!(with.0 < peak && with.1 > uploaded, "{more:?}");
+        assert!(
+            with.2.iter().any(|moved| moved == name),
+            "{more:?}: {:?}",
+            with.2
+        );
+    }
+    // Others of as many bytes.
+    let last = taken(&image, &[&base[..], &["--which", "last"]].concat());
+    assert_eq!((last.0, last.1), (peak, uploaded));
+    assert_eq!(last.2, ["blocks.2", "blocks.3"]);
+    // Places for more take memory and move nothing more.
+    let ahead = taken(&image, &[&base[..], &["--prefetch-blocks", "1"]].concat());
+    assert!(ahead.0 > peak);
+    assert_eq!(ahead.1, uploaded);
+    // A share of VACE's blocks, or a number of them.
+    let of_vace = |arguments: &[&str]| {
+        let taken = taken(&vace, &[&base[..], arguments].concat());
+        let count = taken
+            .2
+            .iter()
+            .filter(|name| name.starts_with("vace_blocks."));
+        (taken.0, taken.1, count.count())
+    };
+    let (share, two) = (of_vace(&[]), of_vace(&["--vace-blocks-to-swap", "2"]));
+    assert_eq!((share.2, two.2), (1, 2));
+    assert!(two.0 < share.0 && two.1 > share.1);
+    // Passes: what is not visited does not move, and what two evaluations share moves once.
+    let streamed = |arguments: &[&str]| taken(&vace, &[&["--budget", "least"], arguments].concat());
+    let all = streamed(&[]);
+    let off = streamed(&["--vace-order", "off"]);
+    assert!(off.1 < all.1 && off.2.iter().all(|name| !name.starts_with("vace")));
+    let first = streamed(&["--vace-order", "all-first"]);
+    assert_eq!((first.1, &first.2), (all.1, &all.2));
+    // Two passes are a step of guidance apart and two steps in lockstep.
+    assert_eq!(streamed(&["--guidance", "separate"]).1, all.1);
+    assert_eq!(streamed(&["--guidance", "lockstep"]).1, all.1);
+    let skipping = streamed(&["--guidance", "separate", "--skip-layers", "1,2"]);
+    assert!(skipping.1 < all.1);
+}
+
+#[test]
+#[ignore = "writes and streams files of 1.5 GB"]
+fn full_widths_are_streamed_within_the_budget() {
+    let folder = TempDir::new().expect("a folder can be made");
+    for (name, recipe, block_count, budget) in [
+        ("wan2.1-t2v-1.3b", Recipe::Q8_0, 30, "1GiB"),
+        ("wan2.1-t2v-14b", Recipe::Q4KM, 2, "1400MiB"),
+    ] {
+        let variant = Variant::from_name(name).expect("is published");
+        let spec = SynthesizeSpec {
+            block_count,
+            ..SynthesizeSpec::of_variant(variant, recipe, 1, 0).expect("has a size")
+        };
+        let path = made(&folder, "model.gguf", &spec);
+        let arguments = [
+            &path, "--device", "cpu", "--budget", budget, "--passes", "2", "--json",
+        ];
+        let report = support::json(&PROGRAM, &arguments);
+        assert_eq!(report["identical"], true, "{name}");
+        assert_eq!(report["compared_with"], "resident", "{name}");
+        assert!(number(&report, "streamed_blocks") > 0, "{name}");
+        assert!(number(&report, "peak_bytes") <= number(&report, "budget_bytes"));
+        assert!(number(&report, "peak_bytes") < number(&report, "resident_peak_bytes"));
+    }
 }
 
 #[test]

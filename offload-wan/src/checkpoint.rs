@@ -9,8 +9,7 @@ use offload_core::source::{Source, SourceFile};
 use offload_core::swappable::TensorSpec;
 
 use crate::catalog::Catalog;
-use crate::config::Config;
-use crate::container::{self, ContainerError};
+use crate::container::{self, ContainerError, Said};
 use crate::detect::{self, Beside, Detection};
 use crate::encoder::Encoder;
 use crate::findings::{self, Finding};
@@ -63,7 +62,7 @@ pub struct BlockSummary {
 pub struct Checkpoint {
     files: Vec<Arc<SourceFile>>,
     tensors: Vec<TensorSpec>,
-    config: Option<Config>,
+    beside: Beside,
     detection: Detection,
     modules: Modules,
     encoder: Option<Encoder>,
@@ -89,19 +88,19 @@ impl Checkpoint {
     ) -> Result<Self, CheckpointError> {
         let mut files = Vec::new();
         let mut tensors = Vec::new();
-        let mut config = None;
+        let mut said = Said::default();
         let mut named = false;
         for path in paths {
             named = true;
             let container = container::open(path.as_ref())?;
             files.extend(container.files);
             tensors.extend(container.tensors);
-            config = config.or(container.config);
+            said = said.or(container.said);
         }
         if !named {
             return Err(CheckpointError::NoFiles);
         }
-        Self::new(files, tensors, config)
+        Self::new(files, tensors, said)
     }
 
     /// A checkpoint of tensors that the caller read, in their order, under their names in the file.
@@ -117,13 +116,13 @@ impl Checkpoint {
                 files.push(Arc::clone(file));
             }
         }
-        Self::new(files, tensors, None)
+        Self::new(files, tensors, Said::default())
     }
 
     fn new(
         files: Vec<Arc<SourceFile>>,
         tensors: Vec<TensorSpec>,
-        config: Option<Config>,
+        said: Said,
     ) -> Result<Self, CheckpointError> {
         let mut seen = HashMap::with_capacity(tensors.len());
         for tensor in &tensors {
@@ -137,7 +136,7 @@ impl Checkpoint {
         }
         let beside = Beside {
             hints: Hints::of(files.iter().map(|file| file.path())),
-            config,
+            said,
             variant: None,
         };
         let (mut detection, modules) = detect::detect(&Catalog::new(&tensors), &beside);
@@ -149,7 +148,7 @@ impl Checkpoint {
         Ok(Self {
             files,
             tensors,
-            config: beside.config,
+            beside,
             detection,
             modules,
             encoder,
@@ -161,14 +160,13 @@ impl Checkpoint {
     #[must_use]
     pub fn taken_for(self, variant: Variant) -> Self {
         let beside = Beside {
-            hints: Hints::of(self.files.iter().map(|file| file.path())),
-            config: self.config,
             variant: Some(variant),
+            ..self.beside
         };
         let (mut detection, modules) = detect::detect(&Catalog::new(&self.tensors), &beside);
         detection.encoder = self.detection.encoder;
         Self {
-            config: beside.config,
+            beside,
             detection,
             modules,
             ..self
@@ -268,7 +266,8 @@ impl Checkpoint {
     /// no WAN transformer.
     #[must_use]
     pub fn findings(&self) -> Vec<Finding> {
-        let said_blocks = self.config.as_ref().and_then(|config| config.num_layers);
+        let config = self.beside.said.config.as_ref();
+        let said_blocks = config.and_then(|config| config.num_layers);
         let catalog = Catalog::new(&self.tensors);
         findings::findings(&catalog, &self.detection, self.modules, said_blocks)
     }

@@ -1,4 +1,5 @@
-//! A model's `config.json`, as folders of diffusers and the authors have it: numbers that tensors do not tell.
+//! A model's configuration: numbers that tensors do not tell. It is the `config.json` of a folder, as diffusers and the
+//! authors have it, or the text `config` in the metadata of a safetensors file.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -42,6 +43,18 @@ pub(crate) struct Config {
     /// After which of them VACE's run.
     #[serde(default)]
     pub(crate) vace_layers: Option<Vec<u64>>,
+    /// Where it stands.
+    #[serde(skip)]
+    pub(crate) from: &'static str,
+}
+
+/// The configuration in a file's metadata: that of the transformer, which may have a key of its own.
+#[derive(Debug, Deserialize)]
+struct InMetadata {
+    #[serde(default)]
+    transformer: Option<Config>,
+    #[serde(flatten)]
+    itself: Config,
 }
 
 const MAX_BYTES: u64 = 1 << 20;
@@ -62,8 +75,20 @@ impl Config {
         let mut text = vec![0; usize::try_from(bytes).expect("not too large")];
         file.read_exact_at(&mut text, 0)?;
         match serde_json::from_slice(&text) {
-            Ok(config) => Ok(Some(config)),
+            Ok(config) => Ok(Some(Self {
+                from: "config.json",
+                ..config
+            })),
             Err(source) => Err(ConfigError::Json { path, source }),
         }
+    }
+
+    /// That of the text `config` in a file's metadata.
+    pub(crate) fn of_metadata(text: &str) -> Result<Self, serde_json::Error> {
+        let found: InMetadata = serde_json::from_str(text)?;
+        Ok(Self {
+            from: "config in the file's metadata",
+            ..found.transformer.unwrap_or(found.itself)
+        })
     }
 }

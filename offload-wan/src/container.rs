@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use offload_core::format::gguf::{Gguf, GgufError};
+use offload_core::format::gguf::{Gguf, GgufError, Value};
 use offload_core::format::safetensors::{Safetensors, SafetensorsError};
 use offload_core::source::{SourceError, SourceFile};
 use offload_core::swappable::TensorSpec;
@@ -65,12 +65,39 @@ pub enum ContainerError {
 pub(crate) struct Container {
     pub(crate) files: Vec<Arc<SourceFile>>,
     pub(crate) tensors: Vec<TensorSpec>,
-    /// What the folder says of the model; only asked where a file stands for a folder.
+    pub(crate) said: Said,
+}
+
+/// What is said of the model beside its tensors.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Said {
+    /// By the folder, which is asked only where a file stands for one, or else by the file's metadata.
     pub(crate) config: Option<Config>,
+    /// Why what the metadata say could not be read. They are free text, so that is no error.
+    pub(crate) unread: Option<String>,
+    /// `general.architecture` of a GGUF file.
+    pub(crate) architecture: Option<String>,
+}
+
+impl Said {
+    /// With what `other` says of what is not said yet.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self {
+            config: self.config.or(other.config),
+            unread: self.unread.or(other.unread),
+            architecture: self.architecture.or(other.architecture),
+        }
+    }
 }
 
 /// How many bytes tell the containers apart.
 const MAGIC_LEN: u64 = 9;
+
+/// The key of a GGUF file's metadata that names the architecture.
+const ARCHITECTURE_KEY: &str = "general.architecture";
+
+/// The key of a safetensors file's metadata that some tools keep the configuration under.
+const CONFIG_KEY: &str = "config";
 
 /// What a folder with a model holds one of.
 const IN_FOLDER: &str = "*.safetensors.index.json, or one *.safetensors or *.gguf";
@@ -85,11 +112,18 @@ pub(crate) fn open(path: &Path) -> Result<Container, ContainerError> {
     file.read_exact_at(&mut magic, 0)?;
     let path = path.to_path_buf();
     match magic.as_slice() {
-        [b'G', b'G', b'U', b'F', ..] => Ok(Container {
-            tensors: Gguf::read(Arc::clone(&file))?.tensors().to_vec(),
-            files: vec![file],
-            config: None,
-        }),
+        [b'G', b'G', b'U', b'F', ..] => {
+            let model = Gguf::read(Arc::clone(&file))?;
+            let architecture = model.metadata(ARCHITECTURE_KEY).and_then(Value::as_str);
+            Ok(Container {
+                tensors: model.tensors().to_vec(),
+                files: vec![file],
+                said: Said {
+                    architecture: architecture.map(str::to_owned),
+                    ..Said::default()
+                },
+            })
+        }
         // A length of eight bytes, then JSON; or JSON from the start, an index of shards.
         [_, _, _, _, _, _, 0, 0, b'{'] | [b'{', ..] => {
             let is_index = magic.first() == Some(&b'{');
@@ -98,10 +132,19 @@ pub(crate) fn open(path: &Path) -> Result<Container, ContainerError> {
                 Some(folder) => Config::of_folder(folder)?,
                 None => None,
             };
+            let (in_metadata, unread) = match model.metadata(CONFIG_KEY).map(Config::of_metadata) {
+                Some(Ok(config)) => (Some(config), None),
+                Some(Err(error)) => (None, Some(error.to_string())),
+                None => (None, None),
+            };
             Ok(Container {
                 tensors: model.tensors().to_vec(),
                 files: model.files().to_vec(),
-                config,
+                said: Said {
+                    config: config.or(in_metadata),
+                    unread,
+                    architecture: None,
+                },
             })
         }
         [b'P', b'K', 3, 4, ..] => Err(ContainerError::Unsupported {

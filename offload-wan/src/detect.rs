@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::Catalog;
 use crate::config::Config;
+use crate::container::Said;
 use crate::hints::Hints;
 use crate::layout::{self, PATCH_EMBEDDING, PATCH_LEN, Widths};
 use crate::names::{ATTACHED, List, Naming, SCALED_FLAG};
@@ -120,6 +121,9 @@ pub struct Detection {
     pub decided_by: Vec<Decision>,
 }
 
+/// What GGUF files of the public converters say they are of; others leave it out or have a word of their own.
+const ARCHITECTURE: &str = "wan";
+
 /// Modules that only some families have. The order decides: Animate and SCAIL also have what image to video has.
 const MARKERS: &[(&[&str], Marker)] = &[
     (&["vace_patch_embedding"], Marker::Vace),
@@ -143,10 +147,10 @@ const LIST_MARKERS: &[(List, Marker)] = &[
 ];
 
 /// What is known of a checkpoint beside its tensors.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Beside {
     pub(crate) hints: Hints,
-    pub(crate) config: Option<Config>,
+    pub(crate) said: Said,
     /// What the caller says it is.
     pub(crate) variant: Option<Variant>,
 }
@@ -198,6 +202,11 @@ pub(crate) fn detect(catalog: &Catalog<'_>, beside: &Beside) -> (Detection, Modu
         return (detection, modules);
     }
     detection.note_names(catalog);
+    let said = beside.said.architecture.as_deref();
+    if let Some(other) = said.filter(|said| *said != ARCHITECTURE) {
+        let by = "general.architecture of a GGUF file; names and shapes decide";
+        detection.decide("architecture", format!("not {other}"), by);
+    }
     measure(catalog, &mut detection);
     detection.scaling = scaling(catalog);
     modules.image = detection.image;
@@ -220,7 +229,11 @@ pub(crate) fn detect(catalog: &Catalog<'_>, beside: &Beside) -> (Detection, Modu
     if let Some(variant) = detection.variant {
         modules.reference |= variant.modules().reference;
     }
-    detection.vace_layers = vace_layers(&mut detection, modules, beside.config.as_ref());
+    detection.vace_layers = vace_layers(&mut detection, modules, beside.said.config.as_ref());
+    if let Some(reason) = &beside.said.unread {
+        let by = format!("config in the file's metadata is none: {reason}");
+        detection.decide("config", "not used", by);
+    }
     (detection, modules)
 }
 
@@ -511,20 +524,23 @@ fn vace_layers(detection: &mut Detection, modules: Modules, config: Option<&Conf
         return Vec::new();
     }
     let (blocks, count) = (detection.block_count, detection.vace_block_count);
-    let said = config.and_then(|config| config.vace_layers.clone());
-    let fits = |layers: &Vec<u64>| {
+    let said = config.and_then(|config| Some((config.from, config.vace_layers.as_ref()?)));
+    let fits = |layers: &[u64]| {
         layers.len() as u64 == count
             && layers.is_sorted_by(|one, next| one < next)
             && layers.iter().all(|layer| *layer < blocks)
     };
-    if let Some(layers) = said.filter(fits) {
-        detection.decide("vace_layers", format!("{layers:?}"), "config.json");
-        return layers;
+    let mut by = format!("{count} of them spread over {blocks} blocks");
+    if let Some((from, layers)) = said {
+        if fits(layers) {
+            detection.decide("vace_layers", format!("{layers:?}"), from);
+            return layers.clone();
+        }
+        by = format!("{by}: {layers:?} of {from} does not fit");
     }
     let spread = (0..count)
         .map_while(|index| layout::runs_after(List::Vace, index, blocks, count))
         .collect();
-    let by = format!("{count} of them spread over {blocks} blocks");
     detection.decide("vace_layers", format!("{spread:?}"), by);
     spread
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use offload_core::encoding::Encoding;
 use serde::Serialize;
 
 use crate::catalog::{Catalog, Named};
@@ -41,6 +42,13 @@ pub enum Finding {
         /// The shape it should have.
         expected: String,
     },
+    /// A weight of two 4-bit numbers to a byte, with two levels of scales beside it (nvfp4), which is not read.
+    Packed {
+        /// Its name.
+        tensor: String,
+        /// Its shape, in bytes.
+        shape: Vec<u64>,
+    },
     /// The number of latent channels is that of no checkpoint with these modules. A fine-tune may have it.
     Unfamiliar {
         /// The patch embedding.
@@ -62,7 +70,10 @@ impl Finding {
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         match self {
-            Self::MissingBlock { .. } | Self::Missing { .. } | Self::Misshapen { .. } => true,
+            Self::MissingBlock { .. }
+            | Self::Missing { .. }
+            | Self::Misshapen { .. }
+            | Self::Packed { .. } => true,
             Self::Unfamiliar { .. } | Self::Unknown { .. } => false,
         }
     }
@@ -74,6 +85,7 @@ impl Finding {
             Self::MissingBlock { block, .. } => block,
             Self::Missing { tensor }
             | Self::Misshapen { tensor, .. }
+            | Self::Packed { tensor, .. }
             | Self::Unfamiliar { tensor, .. }
             | Self::Unknown { tensor } => tensor,
         }
@@ -104,6 +116,10 @@ impl fmt::Display for Finding {
             } => write!(
                 f,
                 "tensor {tensor} has shape {shape:?}, expected {expected}"
+            ),
+            Self::Packed { tensor, shape } => write!(
+                f,
+                "tensor {tensor} has {shape:?} bytes of two 4-bit numbers each (nvfp4), which are not read"
             ),
             Self::Unfamiliar {
                 tensor,
@@ -177,6 +193,16 @@ pub(crate) fn findings(
     all
 }
 
+/// Whether bytes of `weight`, one of `tensors`, hold two numbers each: a scale of its scales says so.
+fn is_packed(weight: &Named<'_>, tensors: &[Named<'_>]) -> bool {
+    let owner = weight.name.strip_suffix("weight");
+    weight.spec.encoding() == Encoding::U8
+        && owner.is_some_and(|owner| {
+            let scale = format!("{owner}weight_scale_2");
+            tensors.iter().any(|tensor| tensor.name == scale)
+        })
+}
+
 struct Check<'c> {
     catalog: &'c Catalog<'c>,
     detection: &'c Detection,
@@ -229,6 +255,10 @@ impl Check<'_> {
                 .iter()
                 .find(|tensor| tensor.known && tensor.name == expected.name);
             let finding = match found {
+                Some(tensor) if is_packed(tensor, tensors) => Some(Finding::Packed {
+                    tensor: tensor.file.name().to_owned(),
+                    shape: tensor.file.shape().to_vec(),
+                }),
                 Some(tensor) => self.misshapen(expected, tensor),
                 None if expected.constant && !has_constants => None,
                 None => Some(Finding::Missing {

@@ -6,7 +6,7 @@ use crate::detect::Expert;
 use crate::variant::Variant;
 
 /// Words found in file names.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Hints {
     /// The name of the file and that of its folder, lower case, each with any separator as a blank.
     words: String,

@@ -152,6 +152,12 @@ pub struct ExpertChange {
     pub high_resident_bytes: u64,
     /// Bytes of the expert for low noise that stay, also while the other computes.
     pub low_resident_bytes: u64,
+    /// Bytes over the wire in the first pass of the expert for low noise. A later pass of the same kind takes as many:
+    /// with a hint the change itself moves nothing. Without one, what was brought for another pass of the expert before
+    /// comes in addition.
+    pub wire_bytes: u64,
+    /// Seconds that the first pass of the other expert takes if its first blocks were all brought before it.
+    pub hinted_pass_s: f64,
     /// Seconds that the first pass of the other expert takes longer, if nothing was brought for it.
     pub unhinted_s: f64,
 }
@@ -318,6 +324,13 @@ impl WanModel {
             .collect()
     }
 
+    /// The expert that makes passes of `kind`; `None` if there is one transformer alone, or no such kind.
+    #[must_use]
+    pub fn expert_of(&self, kind: PassKind) -> Option<Expert> {
+        let of = self.kinds.iter().find(|of| of.kind == kind)?;
+        of.expert
+    }
+
     /// Which expert computes the step at `timestep`, of 0 to 1000; `None` if there is one transformer alone.
     #[must_use]
     pub fn expert_at(&self, timestep: f64) -> Option<Expert> {
@@ -408,7 +421,7 @@ impl WanModel {
         tokens.saturating_mul(self.dim).saturating_mul(2)
     }
 
-    /// What the change to the other expert costs under `plan`; `None` without a pair.
+    /// What the change to the other expert costs under `plan`, as the planner predicts it; `None` without a pair.
     #[must_use]
     pub fn expert_change(&self, plan: &Plan) -> Option<ExpertChange> {
         let low = self.step(Some(Expert::Low), true).first()?.kind;
@@ -423,6 +436,8 @@ impl WanModel {
             arena_bytes: plan.arena_bytes,
             high_resident_bytes: resident_bytes(Expert::High),
             low_resident_bytes: resident_bytes(Expert::Low),
+            wire_bytes: low.wire_bytes_per_pass,
+            hinted_pass_s: low.predicted_pass_s,
             unhinted_s: (low.predicted_cold_pass_s - low.predicted_pass_s).max(0.0),
         })
     }

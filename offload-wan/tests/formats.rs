@@ -4,10 +4,14 @@ mod support;
 
 use std::fs;
 
+use offload_core::encoding::Encoding;
+use offload_core::format::gguf::Writer;
 use offload_core::model::Residency;
+use offload_core::source::Source;
+use offload_core::swappable::TensorSpec;
 use offload_wan::{
-    Checkpoint, Expert, Family, LayoutError, Naming, Recipe, Scaling, SynthesizeSpec, Variant,
-    synthesize,
+    Checkpoint, Expert, Family, Finding, LayoutError, Naming, Recipe, Scaling, SynthesizeSpec,
+    Variant, synthesize,
 };
 use support::{Recorded, Shaped, described};
 use tempfile::TempDir;
@@ -84,6 +88,58 @@ fn a_scale_that_fits_no_row_is_a_finding() {
         error.contains("blocks.0.ffn.0.weight_scale has shape [3]"),
         "{error}"
     );
+    // MXFP8 has one for 32 numbers of a row.
+    tensors.pop();
+    tensors.push(("blocks.0.ffn.0.weight_scale".to_owned(), vec![8960, 48]));
+    support::write_safetensors(&path, "F8_E4M3", &tensors);
+    let error = Checkpoint::open(&path).expect("is sound").model();
+    let error = error
+        .expect_err("has a scale for a part of a row")
+        .to_string();
+    assert!(
+        error.contains("blocks.0.ffn.0.weight_scale has shape [8960, 48]"),
+        "{error}"
+    );
+}
+
+#[test]
+fn scales_of_blocks_of_a_tensor_are_refused_by_name() {
+    let tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    let name = "blocks.7.ffn.2.weight";
+    let refused = |weight: (Encoding, &[u64]), beside: &[(&str, Encoding, &[u64])]| {
+        let mut all = described(&tensors);
+        let mut end = 1 << 40;
+        let mut described = |name: &str, encoding: Encoding, shape: &[u64]| {
+            let range = end..end + encoding.bytes_of(shape).expect("is small");
+            end = range.end;
+            let source = Source::Described { range };
+            TensorSpec::new(name, shape.to_vec(), encoding, source).expect("lengths fit")
+        };
+        let at = all.iter().position(|tensor| tensor.name() == name);
+        all[at.expect("is recorded")] = described(name, weight.0, weight.1);
+        all.extend(beside.iter().map(|(leaf, encoding, shape)| {
+            described(&format!("blocks.7.ffn.2.{leaf}"), *encoding, shape)
+        }));
+        let checkpoint = Checkpoint::from_tensors(all).expect("names are unique");
+        let detection = checkpoint.detection();
+        assert_eq!(detection.variant, Variant::from_name("wan2.1-t2v-1.3b"));
+        (checkpoint.findings(), checkpoint.model().map(drop))
+    };
+    // nvfp4: two numbers to a byte, a scale for 16 of them and one for all.
+    let (findings, model) = refused(
+        (Encoding::U8, &[1536, 4480]),
+        &[
+            ("weight_scale", Encoding::F8E4M3, &[1536, 560]),
+            ("weight_scale_2", Encoding::F32, &[]),
+        ],
+    );
+    let packed = Finding::Packed {
+        tensor: name.to_owned(),
+        shape: vec![1536, 4480],
+    };
+    assert_eq!(findings, [packed]);
+    let error = model.expect_err("is not read").to_string();
+    assert!(error.contains(name) && error.contains("nvfp4"), "{error}");
 }
 
 #[test]
@@ -161,6 +217,86 @@ fn names_of_files_tell_what_tensors_do_not() {
         vace.detection().variant.expect("is known").name(),
         "wan2.2-ti2v"
     );
+}
+
+#[test]
+fn metadata_of_a_file_tell_what_tensors_do_not() {
+    let dir = TempDir::new().expect("can be made");
+    let path = dir.path().join("model.safetensors");
+    let tensors = Recorded::read("native.wan2.1-vace-14b").tensors();
+    let open = |config: &str| {
+        let config = serde_json::to_string(config).expect("is text");
+        let metadata = format!(r#"{{"config":{config}}}"#);
+        support::write_with_metadata(&path, "BF16", &tensors, &metadata);
+        Checkpoint::open(&path).expect("is sound")
+    };
+    let decision = |checkpoint: &Checkpoint, what: &str| {
+        let mut decisions = checkpoint.detection().decided_by.iter();
+        let found = decisions.find(|decision| decision.what == what);
+        found.map(|decision| format!("{} by {}", decision.value, decision.by))
+    };
+    let spread = [0, 5, 10, 15, 20, 25, 30, 35];
+    let told = [0, 1, 2, 3, 4, 5, 6, 7];
+    // Of the model itself, or of its transformer among others.
+    for config in [
+        r#"{"vace_layers": [0, 1, 2, 3, 4, 5, 6, 7]}"#,
+        r#"{"transformer": {"vace_layers": [0, 1, 2, 3, 4, 5, 6, 7]}, "vae": {}}"#,
+    ] {
+        let checkpoint = open(config);
+        assert_eq!(checkpoint.detection().vace_layers, told);
+        let by = decision(&checkpoint, "vace_layers").expect("was decided");
+        assert!(by.ends_with("by config in the file's metadata"), "{by}");
+    }
+    // Fewer blocks than it says there are.
+    let findings = open(r#"{"num_layers": 41}"#).findings();
+    assert_eq!(findings[0].name(), "blocks.40");
+    // What does not fit is told, and so is what cannot be read; neither decides.
+    let checkpoint = open(r#"{"vace_layers": [0, 40]}"#);
+    assert_eq!(checkpoint.detection().vace_layers, spread);
+    let by = decision(&checkpoint, "vace_layers").expect("was decided");
+    assert!(
+        by.contains("[0, 40] of config in the file's metadata does not fit"),
+        "{by}"
+    );
+    let checkpoint = open("wan.yaml");
+    assert_eq!(checkpoint.detection().vace_layers, spread);
+    let ignored = decision(&checkpoint, "config").expect("is told");
+    assert!(
+        ignored.starts_with("not used by config in the file's metadata"),
+        "{ignored}"
+    );
+    assert_eq!(decision(&open("{}"), "config"), None);
+}
+
+#[test]
+fn another_architecture_in_a_gguf_file_is_told_and_decides_nothing() {
+    let dir = TempDir::new().expect("can be made");
+    let path = dir.path().join("model.gguf");
+    let mut tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    tensors.retain(|(name, _)| !name.starts_with("blocks.") || name.starts_with("blocks.0."));
+    // Converters name it, or leave it out, or say something else.
+    for (said, other) in [
+        (Some("wan"), None),
+        (None, None),
+        (Some("pig"), Some("not pig")),
+    ] {
+        let mut writer = Writer::new();
+        if let Some(said) = said {
+            writer.metadata("general.architecture", said);
+        }
+        for (name, _) in &tensors {
+            writer.tensor(name, vec![32], Encoding::F32, vec![0; 128]);
+        }
+        let file = fs::File::create(&path).expect("can be made");
+        writer.write_to(file).expect("can be written");
+        let checkpoint = Checkpoint::open(&path).expect("is sound");
+        let detection = checkpoint.detection();
+        assert_eq!(detection.naming, Some(Naming::Native));
+        let mut decisions = detection.decided_by.iter();
+        let told = decisions.find(|decision| decision.what == "architecture");
+        let told = told.map(|decision| decision.value.as_str());
+        assert_eq!(told, other, "{said:?}");
+    }
 }
 
 #[test]

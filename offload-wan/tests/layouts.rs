@@ -103,6 +103,29 @@ fn every_prefix_gives_the_same_blocks() {
     }
 }
 
+#[test]
+fn blocks_in_another_module_are_the_same_blocks() {
+    let tensors = Recorded::read("native.wan2.2-animate-14b").tensors();
+    let wrapped = |name: &str| match name.strip_prefix("blocks.") {
+        Some(rest) => {
+            let (index, rest) = rest.split_once('.').expect("has a number");
+            format!("blocks.{index}.block.{rest}")
+        }
+        None => name.to_owned(),
+    };
+    let mut all: Vec<Shaped> = tensors
+        .iter()
+        .map(|(name, shape)| (wrapped(name), shape.clone()))
+        .collect();
+    assert_eq!(blocks(&all), blocks(&tensors));
+    // What is missing is named as the file would.
+    all.retain(|(name, _)| name != "blocks.7.block.norm3.bias");
+    let checkpoint = Checkpoint::from_tensors(specs(&all)).expect("names are unique");
+    let findings = checkpoint.findings();
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert_eq!(findings[0].name(), "blocks.7.block.norm3.bias");
+}
+
 /// Bytes of a block in bf16, and MiB as tables round them.
 #[test]
 fn blocks_have_the_published_sizes() {

@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use offload_core::cpu::CpuDevice;
-use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload};
+use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, OffloadBuilder};
 use offload_core::model::PassKind;
 use offload_core::plan::Form;
 use offload_core::testing::{Observed, Recorder};
@@ -33,6 +33,7 @@ fn made(dir: &TempDir, name: &str, spec: &SynthesizeSpec) -> Checkpoint {
 }
 
 type Device = Observed<CpuDevice, Recorder>;
+type Builder = OffloadBuilder<Device>;
 
 struct Rig {
     device: Device,
@@ -41,14 +42,16 @@ struct Rig {
 
 impl Rig {
     fn new(wan: &WanModel, budget: DeviceBudget) -> Self {
+        Self::built(wan, |builder| builder.device_budget(budget))
+    }
+
+    fn built(wan: &WanModel, with: impl FnOnce(Builder) -> Builder) -> Self {
         let device = Observed::new(CpuDevice::builder().poison(true).build(), Recorder::new());
-        let offload = Offload::builder(&device)
+        let builder = Offload::builder(&device)
             .model(wan.model().clone())
             .arrival(ArrivalPolicy::STORED)
-            .remainder_below(512)
-            .device_budget(budget)
-            .build()
-            .expect("can be built");
+            .remainder_below(512);
+        let offload = with(builder).build().expect("can be built");
         Self { device, offload }
     }
 
@@ -275,6 +278,55 @@ fn both_experts_stay_within_one_budget() {
         .map(|kind| kind.share())
         .collect();
     assert_eq!(shares, [2.0, 4.0]);
+}
+
+#[test]
+fn a_change_of_expert_that_is_told_before_moves_nothing_more() {
+    let dir = TempDir::new().expect("can be made");
+    let (high, low) = pair(&dir);
+    let wan = WanModel::pair(&high, &low, None, &PassOptions::default()).expect("are a pair");
+    let kind = |expert| wan.step(Some(expert), true)[0].kind;
+    let (high, low) = (kind(Expert::High), kind(Expert::Low));
+    assert_eq!(wan.expert_of(high), Some(Expert::High));
+    assert_eq!(wan.expert_of(low), Some(Expert::Low));
+    let passes = [high, high, low, low];
+    // Bytes moved beyond loading and what passes of these kinds take.
+    let extra_bytes = |hinted: bool| -> u64 {
+        // A window for the head of the next pass beside the block that computes.
+        let mut rig = Rig::built(&wan, |builder| {
+            builder.device_budget(DeviceBudget::Least).blocks_ahead(2)
+        });
+        let change = wan.expert_change(rig.offload.plan()).expect("is a pair");
+        let kinds = rig.offload.plan().kinds.iter();
+        let wire: Vec<u64> = kinds.map(|kind| kind.wire_bytes_per_pass).collect();
+        assert_eq!(change.wire_bytes, wire[low.index()]);
+        assert!(change.wire_bytes > 0);
+        let stream = rig.device.inner().inline_stream();
+        for (number, &kind) in passes.iter().enumerate() {
+            let mut pass = rig.offload.pass(kind, &stream).expect("begins");
+            match passes.get(number + 1) {
+                Some(&next) if hinted || next == kind => pass.then(next).expect("is a kind"),
+                Some(_) => {}
+                None => pass.last(),
+            }
+            while pass.acquire().expect("arrives").is_some() {}
+            drop(pass);
+            // Waits for what is on its way: a worker that is given up in time has moved nothing.
+            rig.offload.report().expect("works");
+        }
+        let report = rig.offload.report().expect("works");
+        let uploaded = rig.device.observer().counts().upload_bytes;
+        let taken: u64 = passes.iter().map(|kind| wire[kind.index()]).sum();
+        let extra = uploaded - report.load_bytes - taken;
+        assert_eq!(extra, report.past_end_bytes);
+        assert!(extra < wire[high.index()]);
+        extra
+    };
+    assert_eq!(extra_bytes(true), 0);
+    assert!(
+        extra_bytes(false) > 0,
+        "the head of another pass for high noise"
+    );
 }
 
 #[test]

@@ -115,9 +115,14 @@ pub(crate) fn specs(tensors: &[Shaped]) -> Vec<TensorSpec> {
 
 /// Writes a safetensors file of these tensors, all of `dtype`, whose data takes no room.
 pub(crate) fn write_safetensors(path: &Path, dtype: &str, tensors: &[Shaped]) {
+    write_with_metadata(path, dtype, tensors, r#"{"format":"pt"}"#);
+}
+
+/// The same with these metadata, an object in JSON.
+pub(crate) fn write_with_metadata(path: &Path, dtype: &str, tensors: &[Shaped], metadata: &str) {
     let encoding = Encoding::from_name(dtype).expect("is an encoding");
     let mut offset = 0;
-    let mut members = vec![r#""__metadata__":{"format":"pt"}"#.to_owned()];
+    let mut members = vec![format!(r#""__metadata__":{metadata}"#)];
     for (name, shape) in tensors {
         let end = offset + encoding.bytes_of(shape).expect("shapes are sane");
         members.push(format!(
