@@ -242,6 +242,41 @@ fn a_folder_has_shards_an_index_and_a_configuration() {
     assert!(Checkpoint::open(dir.path()).is_ok());
 }
 
+/// A pipe would be waited for, and a device read without end.
+#[test]
+#[cfg(unix)]
+fn a_configuration_that_is_no_regular_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = SynthesizeSpec {
+        naming: Naming::Diffusers,
+        ..small(Recipe::BF16)
+    };
+    synthesize(&spec, dir.path()).unwrap();
+    let config = dir.path().join("config.json");
+    let refused = || {
+        let error = Checkpoint::open(dir.path()).unwrap_err();
+        let mut chain = format!("{error}");
+        let mut source = std::error::Error::source(&error);
+        while let Some(error) = source {
+            chain += &format!(": {error}");
+            source = error.source();
+        }
+        assert!(chain.contains("config.json"), "{chain}");
+    };
+    for target in ["/dev/zero", "config.json", "."] {
+        fs::remove_file(&config).unwrap();
+        std::os::unix::fs::symlink(target, &config).unwrap();
+        refused();
+    }
+    fs::remove_file(&config).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&config).status();
+    if made.is_ok_and(|status| status.success()) {
+        refused();
+    } else {
+        println!("SKIPPED: there is no mkfifo");
+    }
+}
+
 #[test]
 fn containers_hold_what_they_can() {
     let dir = tempfile::tempdir().unwrap();

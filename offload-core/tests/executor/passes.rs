@@ -531,3 +531,32 @@ fn a_trace_is_kept_for_as_many_passes_as_a_report_lists() {
     assert_eq!(passes.len(), 1024);
     assert_eq!(passes.first(), Some(&oldest));
 }
+
+/// One block streams and is decoded: once it is, the next pass's could be brought, as soon as this pass begins.
+#[test]
+fn what_follows_may_be_said_before_the_first_visit() {
+    for pins in [true, false] {
+        let device = CpuDevice::builder().pins(pins).build();
+        let stream = device.create_stream("compute").unwrap();
+        let mut model = toy::model(&[[16, 256]; 4], &[Encoding::Q8_0], 3);
+        for block in 0..4 {
+            let residency = match block {
+                0 => Residency::Never,
+                _ => Residency::Always,
+            };
+            model = model.with_residency(block, residency).unwrap();
+        }
+        let mut offload = Offload::builder(&device)
+            .model(model)
+            .remainder_below(64)
+            .device_budget(DeviceBudget::mib(64))
+            .build()
+            .unwrap();
+        for _ in 0..3 {
+            let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+            pass.last();
+            while pass.acquire().unwrap().is_some() {}
+        }
+        assert_eq!(offload.report().unwrap().past_end_bytes, 0);
+    }
+}

@@ -171,7 +171,10 @@ fn a_pin_that_returns_late_is_made_use_of_and_others_follow() {
     });
     assert!(report.host.copied_bytes > 0);
     let notes = &report.host.notes;
-    assert!(notes.len() == 1 && notes[0].contains("within 5s"), "{notes:?}");
+    assert!(
+        notes.len() == 1 && notes[0].contains("within 5s"),
+        "{notes:?}"
+    );
 }
 
 /// Answers pins by a script, and then as the device does.
