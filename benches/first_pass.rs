@@ -9,7 +9,7 @@
 //! streamed; nothing is computed, so the wire is the limit. Times are from before `build()`, with the device's context
 //! up, and the floor is moving the same bytes once from page-locked memory in the same run. With `--cold` the page cache
 //! is dropped before each rung (that needs root), and the floor is the drive's own rate, read past the page cache: the
-//! better of two times, before and after the rungs.
+//! better of the times before and after the rung.
 //!
 //! Beside the times: the most anonymous memory that the process had, and the 99th percentile of a driver call that
 //! another thread makes all the while. Where there is no GPU it says so and ends with status 0.
@@ -131,7 +131,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let wire_floor_s = bytes as f64 / wire_rate(&device)?;
     drop(device);
     let drive = || arguments.cold.then(|| drive_s(&path)).transpose();
-    let drive_before_s = drive()?;
+    let mut drives_s = Vec::from_iter(drive()?);
     type Settings = fn(CudaDeviceBuilder) -> CudaDeviceBuilder;
     let mut rungs: Vec<(&str, Ring, Settings)> = vec![
         ("mapping locked in place", Ring::UntilPinned, |builder| {
@@ -159,15 +159,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         row.cold = arguments.cold;
         row.wire_floor_s = wire_floor_s;
         rows.push(row);
+        drives_s.extend(drive()?);
     }
-    let drive_after_s = drive()?;
     let share = bytes as f64 / fs::metadata(&path)?.len() as f64;
-    let drive_floor_s = drive_before_s
-        .zip(drive_after_s)
-        .map(|(a, b)| a.min(b) * share);
-    let floor_s = drive_floor_s.unwrap_or(wire_floor_s);
-    for row in &mut rows {
-        row.drive_floor_s = drive_floor_s;
+    for (index, row) in rows.iter_mut().enumerate() {
+        let around = drives_s.iter().skip(index).take(2).copied();
+        row.drive_floor_s = around.reduce(f64::min).map(|seconds| seconds * share);
+        let floor_s = row.drive_floor_s.unwrap_or(wire_floor_s);
         row.over_floor = row.first_pass_s / floor_s;
         println!(
             "{:24} build {:.4} s, first pass done {:.4} s, {:.3} of the floor {floor_s:.4} s, later {:.4?} s, anonymous {} MiB, driver call p99 {:.0} us, max {:.0} us; mapped {} MiB, copied {} MiB, staged {} MiB {:?}",

@@ -246,3 +246,19 @@ impl std::fmt::Display for Encoding {
         f.write_str(self.name())
     }
 }
+
+/// A type of the host whose values are laid out as an encoding has them.
+pub trait Number: bytemuck::AnyBitPattern {
+    /// The encoding.
+    const ENCODING: Encoding;
+}
+
+macro_rules! numbers {
+    ($($number:ty: $encoding:ident),*) => {
+        $(impl Number for $number {
+            const ENCODING: Encoding = Encoding::$encoding;
+        })*
+    };
+}
+
+numbers!(f64: F64, f32: F32, half::f16: F16, half::bf16: BF16, i64: I64, i32: I32, i16: I16, i8: I8, u8: U8);

@@ -5,7 +5,6 @@
 
 use candle_core::{D, Device, Tensor};
 use offload_core::cpu::CpuDevice;
-use offload_core::encoding::Encoding;
 use offload_core::executor::Lease;
 
 use crate::Result;
@@ -29,21 +28,16 @@ impl<'l> Weights<'l> {
     /// When the block has none, or it did not arrive as f32 where the host can look.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let arrived = self.lease.tensor(name)?;
-        if arrived.encoding() != Encoding::F32 {
+        let floats: &[f32] = arrived.host_numbers().ok_or_else(|| {
             let (block, encoding) = (self.lease.name(), arrived.encoding());
-            return Err(format!("tensor {name} of {block} arrived as {encoding}, not F32").into());
-        }
-        let bytes = arrived
-            .host_bytes()
-            .ok_or("the host looks at tensors over an inline stream only")?;
-        let quads = bytes.chunks_exact(4);
-        let floats: Vec<f32> = quads
-            .map(|quad| f32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]))
-            .collect();
+            format!(
+                "tensor {name} of {block} arrived as {encoding}, not as F32 on an inline stream"
+            )
+        })?;
         let shape: Vec<usize> = (arrived.shape().iter())
             .map(|&len| usize::try_from(len))
             .collect::<std::result::Result<_, _>>()?;
-        Ok(Tensor::from_vec(floats, shape, &Device::Cpu)?)
+        Ok(Tensor::from_slice(floats, shape, &Device::Cpu)?)
     }
 
     /// `x W^T + b`, with weight and bias of the layer `name`, for each token of `x`, `[batch, tokens, width]`.

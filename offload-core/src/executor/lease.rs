@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::device::Device;
-use crate::encoding::Encoding;
+use crate::encoding::{Encoding, Number};
 use crate::executor::Offload;
 use crate::executor::error::OffloadError;
 use crate::executor::layout::Location;
@@ -240,5 +240,22 @@ impl<'l, D: Device> ArrivedTensor<'l, D> {
             .transfer
             .device
             .host_bytes(hold, offset..offset + self.byte_len())
+    }
+
+    /// Its numbers, where the host can look at [its bytes](Self::host_bytes) and they arrived as `T`.
+    ///
+    /// ```no_run
+    /// # use offload_core::{cpu::CpuDevice, executor::Lease};
+    /// # fn example(lease: &Lease<'_, CpuDevice>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let bias: &[f32] = lease.tensor("bias")?.host_numbers().ok_or("not f32")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn host_numbers<T: Number>(&self) -> Option<&'l [T]> {
+        if self.encoding() != T::ENCODING || cfg!(target_endian = "big") {
+            return None;
+        }
+        bytemuck::try_cast_slice(self.host_bytes()?).ok()
     }
 }

@@ -560,3 +560,51 @@ fn what_follows_may_be_said_before_the_first_visit() {
         assert_eq!(offload.report().unwrap().past_end_bytes, 0);
     }
 }
+
+#[test]
+fn numbers_are_seen_as_what_they_arrived_as() {
+    let device = CpuDevice::new();
+    let stream = device.inline_stream();
+    let encodings = [Encoding::F32, Encoding::BF16, Encoding::F16, Encoding::I8];
+    let model = toy::model(&[[3, 256]; 4], &encodings, 3);
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .arrival(ArrivalPolicy::STORED)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
+        .build()
+        .unwrap();
+    let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+    for encoding in encodings {
+        let lease = pass.acquire().unwrap().unwrap();
+        let tensor = lease.tensor("weight").unwrap();
+        let bytes = tensor.host_bytes().unwrap();
+        let seen = [
+            (
+                Encoding::F32,
+                tensor.host_numbers::<f32>().map(bytemuck::cast_slice),
+            ),
+            (
+                Encoding::BF16,
+                tensor
+                    .host_numbers::<half::bf16>()
+                    .map(bytemuck::cast_slice),
+            ),
+            (
+                Encoding::F16,
+                tensor.host_numbers::<half::f16>().map(bytemuck::cast_slice),
+            ),
+            (
+                Encoding::I8,
+                tensor.host_numbers::<i8>().map(bytemuck::cast_slice),
+            ),
+        ];
+        for (as_encoding, seen) in seen {
+            assert_eq!(
+                seen,
+                (as_encoding == encoding).then_some(bytes),
+                "{encoding}"
+            );
+        }
+    }
+}
