@@ -33,6 +33,11 @@ use crate::program::CudaProgram;
 pub struct CudaStream(Arc<Stream>);
 
 impl CudaStream {
+    #[cfg(feature = "interop")]
+    pub(crate) fn new(stream: Stream) -> Self {
+        Self(Arc::new(stream))
+    }
+
     /// The driver's handle, a `CUstream`.
     ///
     /// # Panics
@@ -263,6 +268,11 @@ impl CudaDevice {
         }
     }
 
+    #[cfg(feature = "interop")]
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        &self.0.context
+    }
+
     /// A stream that another library made, to compute on.
     ///
     /// The legacy default stream (null or 1) waits for every blocking stream of the context, ours are not blocking. The
@@ -275,7 +285,7 @@ impl CudaDevice {
     pub unsafe fn stream_from_raw(&self, raw: *mut c_void) -> CudaStream {
         // SAFETY: what this function asks for.
         CudaStream(Arc::new(unsafe {
-            Stream::borrowed(&self.0.context, raw.cast())
+            Stream::borrowed(&self.0.context, raw.cast(), None)
         }))
     }
 

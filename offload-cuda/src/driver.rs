@@ -8,6 +8,7 @@
     reason = "calls the CUDA driver, whose functions are all unsafe"
 )]
 
+use std::any::Any;
 use std::ffi::{CString, c_void};
 use std::fmt;
 use std::ops::Range;
@@ -89,6 +90,12 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
+    /// The driver's number of the device.
+    #[cfg(feature = "interop")]
+    pub(crate) fn device(&self) -> sys::CUdevice {
+        self.device
+    }
+
     /// Retains the primary context of device `ordinal`. The driver was probed and has such a device.
     pub(crate) fn new(ordinal: usize, pinned_budget: u64) -> Result<Arc<Self>, DeviceError> {
         let failed = |call, result| match result {
@@ -215,6 +222,8 @@ pub(crate) struct Stream {
     owned: Option<Count>,
     /// The one thread that a per-thread default stream belongs to.
     thread: Option<ThreadId>,
+    /// What keeps an engine's stream alive.
+    _keeper: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 // SAFETY: stream handles may be used from any thread; for the per-thread default stream `raw` checks the thread.
@@ -237,18 +246,25 @@ impl Stream {
             context: Arc::clone(context),
             raw,
             thread: None,
+            _keeper: None,
         })
     }
 
     /// # Safety
-    /// `raw` is a stream of the context, or a default stream, and lives as long as this and what is submitted to it.
-    pub(crate) unsafe fn borrowed(context: &Arc<Context>, raw: CUstream) -> Self {
+    /// `raw` is a stream of the context, or a default stream, and lives as long as this and what is submitted to it, or
+    /// as `keeper`.
+    pub(crate) unsafe fn borrowed(
+        context: &Arc<Context>,
+        raw: CUstream,
+        keeper: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Self {
         let per_thread = raw as usize == PER_THREAD_STREAM;
         Self {
             context: Arc::clone(context),
             raw,
             owned: None,
             thread: per_thread.then(|| std::thread::current().id()),
+            _keeper: keeper,
         }
     }
 

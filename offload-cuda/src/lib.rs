@@ -27,15 +27,21 @@ mod device;
 mod driver;
 mod driver_library;
 mod host;
+#[cfg(feature = "interop")]
+mod interop;
 pub mod kernels;
 mod live;
 mod probe;
 mod program;
 
 pub use arena::{CudaArena, CudaView};
+#[cfg(feature = "interop")]
+pub use cudarc;
 pub use device::{
     CudaDevice, CudaDeviceBuilder, CudaEvent, CudaHold, CudaPinned, CudaStream, OpenError,
 };
 pub use host::CudaStaging;
+#[cfg(feature = "interop")]
+pub use interop::LeasedSlice;
 pub use probe::{DeviceInfo, Driver, DriverVersion, MINIMUM_VERSION, Unavailable, probe};
 pub use program::CudaProgram;

@@ -6,6 +6,8 @@ mod conformance;
 mod decoding;
 mod engine;
 mod engines;
+#[cfg(feature = "interop")]
+mod interop;
 mod ladder;
 mod soak;
 mod streaming;
