@@ -121,7 +121,7 @@ fn a_registration_that_never_returns_has_the_rest_staged() {
         let (report, dropping) = stream(driver, |builder| builder, hang);
         assert_eq!((report.mapped_bytes, report.copied_bytes), (0, 0));
         assert!(report.staged_bytes > 0);
-        assert!(notes(&report, "a source was not pinned within 5 s"));
+        assert!(notes(&report, "a source was not pinned within 5s"));
         assert!(dropping < Duration::from_secs(7), "{dropping:?}");
         // Once it returns the thread gives everything back.
         driver.release();
