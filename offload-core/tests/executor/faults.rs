@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use offload_core::cpu::{CpuDevice, CpuStream, LiveCounts};
@@ -368,6 +369,18 @@ fn a_panic_of_a_worker_is_an_error_at_the_visit_and_the_next_pass_works() {
     }
 }
 
+/// Fails a call, and counts how often the host waits.
+#[derive(Debug, Clone)]
+struct Waits(Faults, Arc<AtomicU64>);
+
+impl Observer for Waits {
+    fn before(&self, call: Call) -> Result<(), DeviceError> {
+        let waits = u64::from(call == Call::Synchronize);
+        self.1.fetch_add(waits, Ordering::SeqCst);
+        self.0.before(call)
+    }
+}
+
 /// A program was dropped on the way out of a load that failed, while its decodes still ran.
 #[test]
 fn a_load_that_fails_waits_for_what_it_submitted() {
@@ -382,13 +395,16 @@ fn a_load_that_fails_waits_for_what_it_submitted() {
                     )
                 });
                 let inner = CpuDevice::builder().pins(pins).jitter(seed).build();
-                let device = Observed::new(inner, faults.clone());
+                let waits = Arc::new(AtomicU64::new(0));
+                let device = Observed::new(inner, Waits(faults.clone(), Arc::clone(&waits)));
                 faults.arm(n);
                 let built = Offload::builder(&device)
                     .model(support::mixed_model())
                     .remainder_below(64)
                     .device_budget(DeviceBudget::mib(64))
                     .build();
+                // Uploads and decodes.
+                assert!(waits.load(Ordering::SeqCst) >= 2, "the {n}th failed");
                 device.inner().memory().expect("no breach of contract");
                 let met = faults.seen() > n;
                 failed += usize::from(built.is_err());
