@@ -188,6 +188,19 @@ impl WanModel {
         Self::build(blocks, parts, drafts, options, None, dim)
     }
 
+    /// Where the experts of a pair change, a part of all timesteps: `given`, or that of the variant. From it and the noise
+    /// levels follow [`PassOptions::high_steps`].
+    ///
+    /// # Errors
+    /// When the two are no pair, `given` is not between 0 and 1, or neither is known.
+    pub fn boundary_of(
+        high: &Checkpoint,
+        low: &Checkpoint,
+        given: Option<f64>,
+    ) -> Result<f64, LayoutError> {
+        pair_boundary(high, low, given)
+    }
+
     /// The two experts of a pair as one model under one budget, changing at `boundary`, a part of all timesteps; that of
     /// the variant if none is given.
     ///

@@ -184,16 +184,14 @@ impl Engine {
         let model = match low {
             None => WanModel::new(checkpoint, &options)?,
             Some(low) => {
-                let boundary = request.boundary.or_else(|| boundary(checkpoint));
-                let high_steps = boundary.map(|boundary| {
-                    let levels = noise_levels(request.steps, request.shift);
-                    levels.iter().filter(|level| **level >= boundary).count() as u32
-                });
+                let boundary = WanModel::boundary_of(checkpoint, low, request.boundary)?;
+                let levels = noise_levels(request.steps, request.shift);
+                let high = levels.iter().filter(|level| **level >= boundary);
                 let options = PassOptions {
-                    high_steps,
+                    high_steps: Some(high.count() as u32),
                     ..options
                 };
-                WanModel::pair(checkpoint, low, boundary, &options)?
+                WanModel::pair(checkpoint, low, Some(boundary), &options)?
             }
         };
         let config = Config::of(checkpoint)?;
@@ -285,13 +283,6 @@ fn guided(velocity: &Tensor, scale: f64) -> Result<Tensor> {
     }
     let negative = velocity.narrow(0, 1, 1)?;
     Ok((&negative + ((prompt - &negative)? * scale)?)?)
-}
-
-/// Where the experts of the pair change that `checkpoint` may be one of.
-fn boundary(checkpoint: &Checkpoint) -> Option<f64> {
-    let found = checkpoint.detection();
-    let mut variants = found.variant.iter().chain(&found.alternatives);
-    variants.find_map(|variant: &Variant| variant.boundary())
 }
 
 impl fmt::Debug for Engine {
