@@ -19,7 +19,7 @@ use offload_core::cpu::{CpuDevice, CpuStream};
 use offload_core::decode::Float;
 use offload_core::executor::{Arrival, ArrivalPolicy, DeviceBudget, Offload};
 use offload_core::model::PassKind;
-use offload_wan::{Checkpoint, Guidance, PassOptions, Variant, WanModel};
+use offload_wan::{Checkpoint, Guidance, PassOptions, WanModel};
 
 use model::{Conditions, Config, PATCH, Visits, velocity};
 use sampler::{Noise, noise_levels};
