@@ -41,6 +41,8 @@ mod cuda;
 mod engine;
 #[path = "support/matrix.rs"]
 mod matrix;
+#[path = "support/output.rs"]
+mod output;
 #[path = "support/page.rs"]
 mod page;
 #[path = "support/process.rs"]
@@ -51,9 +53,8 @@ mod program;
 mod run;
 
 use std::error::Error;
-use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -64,6 +65,7 @@ use offload_core::device::Device;
 use offload_core::executor::{DeviceBudget, Settings};
 use offload_core::model::PassKind;
 use offload_wan::{BlockSwap, Checkpoint, Part, PassOptions, WanModel};
+use output::Output;
 use process::ProcessMemory;
 use run::{DeviceName, Outcome, Run, median, resident_bytes};
 use serde::Serialize;
@@ -197,16 +199,17 @@ fn main() -> ExitCode {
 
 fn measure(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     let (cuda, notes) = arguments.device.choose()?;
-    // Hours of measuring must not end with a bad path.
-    for path in [Some(&arguments.out), arguments.html.as_ref()] {
-        path.map_or(Ok(()), |path| check_place(path))?;
-    }
     let checkpoint = Checkpoint::open_all(&arguments.files)?;
     let wan = transformer(&checkpoint)?;
     let counts = counts(&arguments, main_count(&wan));
     for &count in &counts {
         swap_of(&arguments, count).apply(wan.clone())?;
     }
+    // Hours of measuring must not end with a bad path.
+    let results = Output::open(&arguments.out, [&checkpoint], &[])?;
+    let page = arguments.html.as_ref();
+    let page = page.map(|path| Output::open(path, [&checkpoint], &[&results]));
+    let page = page.transpose()?;
     read_all(&checkpoint)?;
     for note in &notes {
         writeln!(io::stderr(), "note: {note}")?;
@@ -217,6 +220,8 @@ fn measure(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Erro
                 engine: CudaEngine::new(device, wan.model())?,
                 in_host_memory: false,
                 arguments,
+                results,
+                page,
             };
             bench.run(&counts, out)
         }
@@ -225,22 +230,12 @@ fn measure(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Erro
                 engine: CpuEngine::new(),
                 in_host_memory: true,
                 arguments,
+                results,
+                page,
             };
             bench.run(&counts, out)
         }
     }
-}
-
-/// Whether a file can be written there, as far as its folder tells.
-fn check_place(path: &Path) -> Result<(), Box<dyn Error>> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    if path.is_dir() || !folder.is_dir() {
-        return Err(format!("{}: there is no place for a file", path.display()).into());
-    }
-    Ok(())
 }
 
 fn transformer(checkpoint: &Checkpoint) -> Result<WanModel, Box<dyn Error>> {
@@ -296,6 +291,8 @@ struct Bench<E> {
     /// The device's memory is the process's.
     in_host_memory: bool,
     arguments: Arguments,
+    results: Output,
+    page: Option<Output>,
 }
 
 impl<E: Engine> Bench<E> {
@@ -334,10 +331,10 @@ impl<E: Engine> Bench<E> {
             // After each: what is measured is kept whatever comes.
             let mut text = serde_json::to_string_pretty(&results)?;
             text.push('\n');
-            write_file(&self.arguments.out, &text)?;
+            self.results.write(text.as_bytes())?;
         }
-        match &self.arguments.html {
-            Some(path) => write_file(path, &page::render(&results)?),
+        match &mut self.page {
+            Some(page) => page.write(page::render(&results)?.as_bytes()),
             None => Ok(()),
         }
     }
@@ -445,10 +442,6 @@ fn write_row(out: &mut dyn Write, cells: &[impl AsRef<str>]) -> io::Result<()> {
         write!(out, "{:>14}", cell.as_ref())?;
     }
     writeln!(out)
-}
-
-fn write_file(path: &Path, text: &str) -> Result<(), Box<dyn Error>> {
-    fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
 fn paths(files: &[PathBuf]) -> String {

@@ -23,6 +23,8 @@ mod engine;
 mod log;
 #[path = "support/matrix.rs"]
 mod matrix;
+#[path = "support/output.rs"]
+mod output;
 #[path = "support/program.rs"]
 mod program;
 #[path = "support/run.rs"]
@@ -35,8 +37,7 @@ mod swap;
 mod wan;
 
 use std::error::Error;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -56,6 +57,7 @@ use offload_wan::{
     BlockSwap, Checkpoint, Expert, ExpertChange, StepPass, SynthesizeSpec, Variant, WanModel,
     synthesize,
 };
+use output::Output;
 use run::{DeviceName, Outcome, Run, median, resident_bytes, streamed_blocks};
 use serde::Serialize;
 use serde_json::json;
@@ -306,13 +308,6 @@ fn main() -> ExitCode {
 
 fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     let (cuda, notes) = arguments.device.choose()?;
-    // Opened first: a run of hours must not end with a bad path.
-    let trace = match &arguments.trace {
-        Some(path) => {
-            Some(File::create(path).map_err(|error| format!("{}: {error}", path.display()))?)
-        }
-        None => None,
-    };
     if arguments.swap.is_debug() {
         log::to_stderr();
     }
@@ -330,6 +325,10 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
     };
     let passes = arguments.passes;
     let low = arguments.low.open()?;
+    // Opened before: a run of hours must not end with a bad path.
+    let trace = arguments.trace.as_ref();
+    let trace = trace.map(|path| Output::open(path, [&checkpoint].into_iter().chain(&low), &[]));
+    let trace = trace.transpose()?;
     let subject = Subject::new(&checkpoint, low.as_ref(), &arguments.which_passes, passes)?;
     let swap = arguments.swap.swap(subject.wan.as_ref())?;
     let variant = checkpoint.detection().variant;
@@ -360,7 +359,7 @@ struct Job {
     swap: Option<BlockSwap>,
     policy: ArrivalPolicy,
     kinds: Vec<PassKind>,
-    trace: Option<File>,
+    trace: Option<Output>,
     /// To be told at the end: an error is the only line on standard error.
     notes: Vec<String>,
 }
@@ -396,9 +395,8 @@ impl Job {
         if let Some(swap) = &self.swap {
             swap.log_spans(&streamed.spans);
         }
-        if let (Some(file), Some(path)) = (self.trace.take(), &self.arguments.trace) {
-            write_trace(file, &streamed.spans)
-                .map_err(|error| format!("{}: {error}", path.display()))?;
+        if let Some(trace) = &mut self.trace {
+            trace.write(&trace_of(&streamed.spans)?)?;
         }
 
         let comparison = Comparison {
@@ -677,7 +675,7 @@ impl Report {
 }
 
 /// Chrome's trace format: complete events, times in microseconds, a row for each stage.
-fn write_trace(file: File, spans: &[Span]) -> Result<(), Box<dyn Error>> {
+fn trace_of(spans: &[Span]) -> Result<Vec<u8>, serde_json::Error> {
     let stages = ["upload", "decode", "stall", "compute"];
     let events = spans.iter().map(|span| {
         json!({
@@ -697,7 +695,5 @@ fn write_trace(file: File, spans: &[Span]) -> Result<(), Box<dyn Error>> {
         })
     });
     let events: Vec<_> = names.chain(events).collect();
-    let mut file = BufWriter::new(file);
-    serde_json::to_writer(&mut file, &json!({ "traceEvents": events }))?;
-    Ok(file.flush()?)
+    serde_json::to_vec(&json!({ "traceEvents": events }))
 }

@@ -251,7 +251,7 @@ fn bad_usage_and_bad_input_end_with_one_line_and_no_results() {
     let line = refuse(&["--model-path", model, "--html", "/nonexistent/page.html"]);
     assert!(line.contains("/nonexistent/page.html"), "{line}");
     let line = support::refused(&PROGRAM, &["--model-path", model, "--out", "/"]);
-    assert!(line.contains("/: there is no place for a file"), "{line}");
+    assert!(line.contains("/: Is a directory"), "{line}");
     let other = folder.path().join("other.gguf");
     let mut writer = Writer::new();
     writer.tensor("output.weight", vec![32], Encoding::F32, vec![0; 128]);
@@ -259,6 +259,29 @@ fn bad_usage_and_bad_input_end_with_one_line_and_no_results() {
     writer.write_to(file).expect("can be written");
     let line = refuse(&["--model-path", other.to_str().expect("is text")]);
     assert!(line.contains("WAN"), "{line}");
+}
+
+/// Names of the model, and one name for both outputs.
+#[test]
+fn what_is_read_is_never_written_over() {
+    let folder = folder(Family::T2v21, 2);
+    let model = folder.path().join("model.gguf");
+    let before = fs::read(&model).expect("can be read");
+    let link = folder.path().join("link.json");
+    fs::hard_link(&model, &link).expect("can be linked");
+    for arguments in [
+        ["--out", "model.gguf"].as_slice(),
+        &["--out", "./link.json"],
+        &["--html", "model.gguf"],
+        &["--out", "a.json", "--html", "a.json"],
+    ] {
+        let output = run(folder.path(), arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        let line = String::from_utf8(output.stderr).expect("is text");
+        let expected = ["is to be read and written", "is to be written twice"];
+        assert!(expected.iter().any(|text| line.contains(text)), "{line}");
+        assert_eq!(fs::read(&model).expect("can be read"), before);
+    }
 }
 
 #[cfg(target_os = "linux")]

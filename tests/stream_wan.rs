@@ -150,6 +150,28 @@ fn for_people_the_plan_and_a_table_are_printed() {
 }
 
 #[test]
+fn a_trace_is_written_over_no_model_and_only_when_there_is_one() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let model = folder.path().join("model.gguf");
+    synthesize(&SynthesizeSpec::default(), &model).expect("can be written");
+    let before = fs::read(&model).expect("can be read");
+    let line = support::refused(
+        &PROGRAM,
+        &[model.as_os_str(), "--trace".as_ref(), model.as_os_str()],
+    );
+    assert!(line.contains("is to be read and written"), "{line}");
+    assert_eq!(fs::read(&model).expect("can be read"), before);
+    let old = folder.path().join("old.json");
+    fs::write(&old, "kept").expect("can be written");
+    let missing = folder.path().join("missing.gguf");
+    support::refused(
+        &PROGRAM,
+        &[missing.as_os_str(), "--trace".as_ref(), old.as_os_str()],
+    );
+    assert_eq!(fs::read_to_string(&old).expect("can be read"), "kept");
+}
+
+#[test]
 fn a_trace_has_every_visit() {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let path = folder.path().join("trace.json");

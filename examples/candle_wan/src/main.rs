@@ -5,13 +5,14 @@
 //! cargo run --release -- t2v_high_noise.gguf --low t2v_low_noise.gguf --budget least --guidance 4
 //! ```
 
+#[path = "../../support/output.rs"]
+mod output;
 #[path = "../../support/program.rs"]
 mod program;
 #[path = "../../support/size.rs"]
 mod size;
 
 use std::error::Error;
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ use candle_wan::{Engine, Request};
 use clap::Parser;
 use offload_core::executor::DeviceBudget;
 use offload_wan::Checkpoint;
+use output::Output;
 
 /// Computes the latents of a video with a WAN checkpoint that need not fit the memory it is given.
 #[derive(Debug, Parser)]
@@ -108,9 +110,9 @@ fn compute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Erro
         seed: arguments.seed,
     };
     // Opened first: a run of hours must not end with a bad path.
-    if let Some(path) = &arguments.out {
-        File::create(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    }
+    let output = arguments.out.as_ref();
+    let output = output.map(|path| Output::open(path, [&checkpoint].into_iter().chain(&low), &[]));
+    let output = output.transpose()?;
     let mut engine = Engine::new(&checkpoint, low.as_ref(), arguments.budget, &request)?;
     writeln!(out, "{}", engine.offload().plan())?;
     out.flush()?;
@@ -132,9 +134,11 @@ fn compute(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Erro
         "latents     {:?}, mean {mean:.6}, deviation {deviation:.6}",
         latents.dims()
     )?;
-    if let Some(path) = &arguments.out {
-        let saved = latents.save_safetensors("latents", path);
-        saved.map_err(|error| format!("{}: {error}", path.display()))?;
+    if let Some(mut output) = output {
+        output.write(&safetensors::serialize(
+            [("latents", latents.clone())],
+            None,
+        )?)?;
     }
     Ok(())
 }
