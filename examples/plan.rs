@@ -26,7 +26,7 @@ mod size;
 mod wan;
 
 use std::error::Error;
-use std::fs;
+use std::fmt::Display;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +37,7 @@ use clap::Parser;
 use offload_core::executor::Settings;
 use offload_core::model::PassKind;
 use offload_core::plan::{Budget, Form, Plan, PlanError, Tier, Verdict};
+use offload_core::source::SourceFile;
 use offload_core::swappable::{Role, Swappable};
 use offload_wan::{
     BlockSwap, Checkpoint, ExpertChange, Recipe, SynthesizeSpec, Variant, WanModel, Which,
@@ -56,7 +57,7 @@ struct Arguments {
     )]
     files: Vec<PathBuf>,
     /// A published variant instead of a file, such as wan2.1-t2v-14b.
-    #[arg(long, value_name = "NAME", requires = "encoding", value_parser = wan::parse_variant)]
+    #[arg(long, value_name = "NAME", requires = "encoding", conflicts_with = "low", value_parser = wan::parse_variant)]
     variant: Option<Variant>,
     /// How the variant is stored: F32, F16, BF16, Q8_0, Q4_K_M, F8_E4M3 and others.
     #[arg(long, value_name = "NAME", requires = "variant", value_parser = parse_recipe)]
@@ -193,6 +194,9 @@ impl From<&Plan> for Planned {
     }
 }
 
+/// Far more than any profile has.
+const PROFILE_BYTES: u64 = 1 << 20;
+
 fn main() -> ExitCode {
     program::run(plan)
 }
@@ -200,9 +204,15 @@ fn main() -> ExitCode {
 fn plan(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     let card = match &arguments.profile {
         Some(path) => {
-            let failed = |error: &dyn Error| format!("{}: {error}", path.display());
-            let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
-            let card: Card = serde_json::from_str(&text).map_err(|error| failed(&error))?;
+            let failed = |error: &dyn Display| format!("{}: {error}", path.display());
+            // Opens regular files only: others may be read without end.
+            let file = SourceFile::open(path)?;
+            if file.len() > PROFILE_BYTES {
+                return Err(failed(&"too large for a profile").into());
+            }
+            let mut text = vec![0; usize::try_from(file.len())?];
+            file.read_exact_at(&mut text, 0)?;
+            let card: Card = serde_json::from_slice(&text).map_err(|error| failed(&error))?;
             card.check()
                 .map_err(|reason| format!("{}: {reason}", path.display()))?
         }

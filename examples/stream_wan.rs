@@ -79,7 +79,7 @@ struct Arguments {
     #[arg(long, value_parser = parse_budget, conflicts_with_all = ["blocks_to_swap", "preset"])]
     budget: Option<DeviceBudget>,
     /// What the checkpoint is, whatever it looks like, such as wan2.2-t2v-a14b.
-    #[arg(long, value_name = "NAME", value_parser = wan::parse_variant)]
+    #[arg(long, value_name = "NAME", requires = "files", value_parser = wan::parse_variant)]
     variant: Option<Variant>,
     #[command(flatten)]
     low: LowArguments,
