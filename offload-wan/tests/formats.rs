@@ -582,5 +582,66 @@ fn layers_of_encoders_are_blocks() {
             panic!("{missing} is not missed");
         };
         assert_eq!(findings.0[0].name(), missing);
+        // Each of the layers' tensors in another shape, all told at once.
+        let mut wrong = tensors.clone();
+        let (first, of_layers) = (wrong[0].0.clone(), wrong.len() - 2);
+        let per_layer = of_layers / 3;
+        for (_, shape) in &mut wrong[per_layer..of_layers] {
+            *shape = vec![64, 65];
+        }
+        let Err(LayoutError::Incomplete { findings }) = open(&wrong).model() else {
+            panic!("{name} of two shapes");
+        };
+        assert_eq!(findings.0.len(), 2 * per_layer);
+        let expected = Finding::Misshapen {
+            tensor: wrong[per_layer].0.clone(),
+            shape: vec![64, 65],
+            expected: format!("[64, 64], as {first} has it"),
+        };
+        assert_eq!(findings.0[0], expected);
+    }
+}
+
+#[test]
+fn scales_of_encoders_fit_their_weights_and_texts_are_of_any_length() {
+    let made = |scale: &[u64], text: u64| {
+        let mut tensors = Vec::new();
+        let mut end = 0;
+        let mut add = |name: String, encoding: Encoding, shape: &[u64]| {
+            let range = end..end + encoding.bytes_of(shape).expect("is small");
+            end = range.end;
+            let source = Source::Described { range };
+            let spec = TensorSpec::new(name, shape.to_vec(), encoding, source);
+            tensors.push(spec.expect("lengths fit"));
+        };
+        for index in 0..3 {
+            let owner = format!("encoder.block.{index}.layer.0.SelfAttention.q");
+            let (scale, text) = if index == 2 {
+                (scale, text)
+            } else {
+                (&[][..], 20)
+            };
+            add(format!("{owner}.weight"), Encoding::F8E4M3, &[64, 64]);
+            add(format!("{owner}.scale_weight"), Encoding::F32, scale);
+            add(format!("{owner}.comfy_quant"), Encoding::U8, &[text]);
+        }
+        let checkpoint = Checkpoint::from_tensors(tensors).expect("names are unique");
+        checkpoint.model()
+    };
+    for scale in [&[][..], &[1], &[64], &[64, 1]] {
+        made(scale, 31).unwrap_or_else(|error| panic!("{scale:?}: {error}"));
+    }
+    for scale in [&[1, 64][..], &[3], &[64, 2]] {
+        let Err(LayoutError::Incomplete { findings }) = made(scale, 20) else {
+            panic!("{scale:?} fits");
+        };
+        let [Finding::Misshapen { tensor, shape, .. }] = &findings.0[..] else {
+            panic!("{findings}");
+        };
+        assert_eq!(
+            tensor,
+            "encoder.block.2.layer.0.SelfAttention.q.scale_weight"
+        );
+        assert_eq!(shape, scale);
     }
 }
