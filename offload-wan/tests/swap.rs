@@ -527,7 +527,7 @@ fn recommendations_are_the_fewest_blocks_that_fit() {
             arenas[1..].windows(2).any(|pair| pair[1] > pair[0]),
             "{name}: {arenas:?}"
         );
-        for bytes in arenas.iter().step_by(3) {
+        for bytes in &arenas {
             let fewest = arenas.iter().position(|arena| arena <= bytes);
             let recommended = BlockSwap::recommended(&wan, &settings, *bytes, 0);
             let recommended = recommended.expect("can be planned").expect("fits");
