@@ -119,6 +119,9 @@ pub struct Detection {
     pub encoder: Option<&'static str>,
     /// What was decided by what, in order.
     pub decided_by: Vec<Decision>,
+    /// Whether the file's name or the caller chose the variant among those that the tensors may be.
+    #[serde(skip)]
+    pub(crate) chosen: bool,
 }
 
 /// What GGUF files of the public converters say they are of; others leave it out or have a word of their own.
@@ -192,6 +195,7 @@ pub(crate) fn detect(catalog: &Catalog<'_>, beside: &Beside) -> (Detection, Modu
         resolution: None,
         encoder: None,
         decided_by: Vec::new(),
+        chosen: false,
     };
     let mut modules = Modules {
         marker: Marker::Plain,
@@ -256,6 +260,13 @@ impl Detection {
             Some(name) => self.decide("naming", naming, format!("tensor {name}")),
             None => self.decide("naming", naming, "no tensor has another convention's name"),
         }
+    }
+
+    /// Where it changes with another, if it may be one of a pair of experts; a variant that was chosen leaves no other.
+    pub(crate) fn boundary(&self) -> Option<f64> {
+        let others = self.alternatives.iter().filter(|_| !self.chosen);
+        let variants = self.variant.iter().chain(others);
+        variants.into_iter().find_map(|variant| variant.boundary())
     }
 
     /// The widths that shapes are held to.
@@ -476,6 +487,7 @@ fn name_variant(modules: Modules, beside: &Beside, detection: &mut Detection) {
         None => format!("{blocks} blocks"),
     };
     let hinted = beside.hints.pick(&variants);
+    detection.chosen = beside.variant.is_some() || hinted.is_some();
     if let Some(said) = beside.variant {
         variants.retain(|variant| *variant != said);
         variants.insert(0, said);

@@ -3,9 +3,10 @@
 //! They run once per prompt, before the transformer. Their layers are all alike, so each is held to the first one; no
 //! table says what the first must have.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use offload_core::decode::is_scalable;
 use offload_core::model::{Model, Residency};
 use offload_core::swappable::{Swappable, TensorSpec};
 
@@ -13,7 +14,8 @@ use crate::block::WanBlock;
 use crate::checkpoint::BlockSummary;
 use crate::findings::{Finding, Findings};
 use crate::layout::role_by_name;
-use crate::names::canonical_leaf;
+use crate::names::{attached_to, canonical_leaf};
+use crate::scales;
 use crate::transformer::LayoutError;
 
 /// How a kind of file calls an encoder's layers.
@@ -121,7 +123,7 @@ impl Encoder {
             .collect()
     }
 
-    /// What a layer lacks that the first has.
+    /// What a layer lacks that the first has, or has in another shape, and scales that fit no weight.
     fn findings(&self, layers: &BTreeMap<u64, Vec<(&str, &TensorSpec)>>) -> Vec<Finding> {
         let mut all = Vec::new();
         let highest = layers.keys().next_back().copied().unwrap_or(0);
@@ -137,12 +139,32 @@ impl Encoder {
                 });
                 break;
             }
-            let there: BTreeSet<&str> = tensors.iter().map(|(name, _)| *name).collect();
-            for (name, _) in model.iter().filter(|(name, _)| !there.contains(name)) {
-                all.push(Finding::Missing {
-                    tensor: format!("{}{}{index}.{name}", self.prefix, self.form.layers),
-                });
+            let there: BTreeMap<&str, &TensorSpec> = tensors.iter().copied().collect();
+            for (name, first) in model {
+                match there.get(name) {
+                    // The text beside a weight that says how it is stored may be of any length.
+                    Some(tensor) if tensor.shape() != first.shape() && !is_attached(name) => {
+                        all.push(Finding::Misshapen {
+                            tensor: tensor.name().to_owned(),
+                            shape: tensor.shape().to_vec(),
+                            expected: format!("{:?}, as {} has it", first.shape(), first.name()),
+                        });
+                    }
+                    Some(_) => {}
+                    None => all.push(Finding::Missing {
+                        tensor: format!("{}{}{index}.{name}", self.prefix, self.form.layers),
+                    }),
+                }
             }
+            all.extend(tensors.iter().filter_map(|(name, weight)| {
+                let scale = scale_of(name)?;
+                let (_, scale) = tensors
+                    .iter()
+                    .find(|(other, _)| canonical_leaf(other) == scale)?;
+                is_scalable(weight.encoding())
+                    .then(|| scales::misfit(weight, scale))
+                    .flatten()
+            }));
         }
         all
     }
@@ -185,6 +207,18 @@ impl Encoder {
         }
         Ok(model)
     }
+}
+
+/// Whether a tensor of a layer belongs to a weight, such as its scale.
+fn is_attached(name: &str) -> bool {
+    attached_to(&canonical_leaf(name)).is_some()
+}
+
+/// The canonical name of the scale of weight `name`.
+fn scale_of(name: &str) -> Option<String> {
+    let name = canonical_leaf(name);
+    let owner = name.strip_suffix(".weight")?;
+    Some(format!("{owner}.weight_scale"))
 }
 
 fn renamed(tensor: &TensorSpec, name: &str) -> TensorSpec {

@@ -5,13 +5,16 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use offload_core::decode::is_scalable;
 use offload_core::encoding::Encoding;
+use offload_core::swappable::TensorSpec;
 use serde::Serialize;
 
 use crate::catalog::{Catalog, Named};
-use crate::detect::{self, Detection, PatchEmbedding};
+use crate::detect::{self, Detection, PatchEmbedding, Scaling};
 use crate::layout::{Expected, Layout, PATCH_EMBEDDING};
 use crate::names::{self, List, Naming, Place, SCALED_FLAG};
+use crate::scales;
 use crate::variant::Modules;
 
 /// Something about a checkpoint that is not as its layout has it.
@@ -265,11 +268,13 @@ impl Check<'_> {
                     tensor: self.file_name(place, expected.name),
                 }),
             };
-            // Parts of a stacked tensor are missing or misshapen together.
-            if let Some(finding) = finding
-                && named.insert(finding.name().to_owned())
-            {
-                all.push(finding);
+            let is_sound = finding.is_none();
+            let scale = found.and_then(|weight| self.scale(weight, is_sound, tensors));
+            // Parts of a stacked tensor are missing or misshapen together, and so are their scales.
+            for finding in finding.into_iter().chain(scale) {
+                if named.insert(finding.name().to_owned()) {
+                    all.push(finding);
+                }
             }
         }
     }
@@ -282,6 +287,46 @@ impl Check<'_> {
             shape: tensor.file.shape().to_vec(),
             expected,
         })
+    }
+
+    /// What is wrong with the scale of `weight`, one of `tensors`: it is missing, or does not fit a sound weight. As the
+    /// file has both: parts of a stacked weight may fit what the whole does not.
+    fn scale(&self, weight: &Named<'_>, is_sound: bool, tensors: &[Named<'_>]) -> Option<Finding> {
+        let owner = weight.name.strip_suffix("weight")?;
+        if !is_scalable(weight.file.encoding()) {
+            return None;
+        }
+        let name = format!("{owner}weight_scale");
+        let scale = tensors
+            .iter()
+            .find(|tensor| tensor.known && tensor.name == name);
+        match scale {
+            Some(scale) if is_sound => scales::misfit(weight.file, scale.file),
+            None if self.is_scaled(weight.file) => Some(Finding::Missing {
+                tensor: self.scale_name(weight.file.name()),
+            }),
+            _ => None,
+        }
+    }
+
+    /// Whether the numbers of `weight` mean nothing without a scale: integers always, and fp8 matrices where the
+    /// checkpoint has scales or its flag says so. Only matrices are scaled, so that another tensor of fp8 needs none.
+    fn is_scaled(&self, weight: &TensorSpec) -> bool {
+        let has_scales = match self.detection.scaling {
+            Some(Scaling::ScaledFp8 | Scaling::Mixed | Scaling::Int8) => true,
+            Some(Scaling::PlainFp8) | None => false,
+        };
+        weight.encoding() == Encoding::I8 || has_scales && weight.shape().len() == 2
+    }
+
+    /// What the scale of the weight called `weight` in the file would be called there.
+    fn scale_name(&self, weight: &str) -> String {
+        let owner = weight.strip_suffix("_int8").unwrap_or(weight);
+        let owner = owner.strip_suffix("weight").unwrap_or(owner);
+        match self.detection.scaling {
+            Some(Scaling::ScaledFp8) => format!("{owner}scale_weight"),
+            _ => format!("{owner}weight_scale"),
+        }
     }
 
     /// What the tensor would be called in the file.

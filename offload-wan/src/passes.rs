@@ -30,10 +30,13 @@
 //!
 //! [`Pass::then`]: offload_core::executor::Pass::then
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use offload_core::model::{Model, PassKind, Residency};
 use offload_core::plan::Plan;
+use offload_core::source::SourceFile;
 use offload_core::swappable::Swappable;
 use serde::{Deserialize, Serialize};
 
@@ -551,15 +554,14 @@ fn pair_boundary(
     boundary: Option<f64>,
 ) -> Result<f64, LayoutError> {
     let no_pair = |reason: String| Err(LayoutError::NoPair { reason });
-    let path = |checkpoint: &Checkpoint| {
-        let file = checkpoint.files().first()?;
-        let path = file.path();
-        Some(path.canonicalize().unwrap_or_else(|_| path.to_path_buf()))
-    };
-    if let (Some(one), Some(other)) = (path(high), path(low))
-        && one == other
-    {
-        return no_pair(format!("{} cannot be both experts", one.display()));
+    let files = file_ids(high);
+    if !files.is_empty() && files == file_ids(low) {
+        let paths: Vec<String> = high
+            .files()
+            .iter()
+            .map(|file| file.path().display().to_string())
+            .collect();
+        return no_pair(format!("{} cannot be both experts", paths.join(", ")));
     }
     let swapped = (high.detection().expert, low.detection().expert);
     if swapped == (Some(Expert::Low), Some(Expert::High)) {
@@ -577,18 +579,60 @@ fn pair_boundary(
             range: "between 0 and 1".to_owned(),
         });
     }
-    let detection = high.detection();
-    let variants = detection.variant.iter().chain(&detection.alternatives);
-    let known = variants.clone().find_map(|variant| variant.boundary());
-    match (known, detection.variant) {
-        (Some(boundary), _) => Ok(boundary),
-        (None, Some(variant)) => no_pair(format!(
-            "{variant} is no pair of experts: give the boundary at which they change"
-        )),
-        (None, None) => no_pair(
-            "the variant is unknown: give the boundary at which the experts change".to_owned(),
-        ),
+    let of = |checkpoint: &Checkpoint| {
+        let detection = checkpoint.detection();
+        match (detection.boundary(), detection.variant) {
+            (Some(boundary), _) => Ok(boundary),
+            (None, Some(variant)) => no_pair(format!(
+                "{variant} is no pair of experts: give the boundary at which they change"
+            )),
+            (None, None) => no_pair(
+                "the variant is unknown: give the boundary at which the experts change".to_owned(),
+            ),
+        }
+    };
+    let (of_high, of_low) = (of(high)?, of(low)?);
+    if of_high == of_low {
+        Ok(of_high)
+    } else {
+        no_pair(format!(
+            "the experts are of two pairs: one changes at {of_high}, the other at {of_low}"
+        ))
     }
+}
+
+/// The files of a checkpoint, however they are called and in whichever order.
+fn file_ids(checkpoint: &Checkpoint) -> BTreeSet<FileId> {
+    checkpoint
+        .files()
+        .iter()
+        .map(|file| file_id(file))
+        .collect()
+}
+
+/// Device and inode: hard links of a file have them in common.
+#[cfg(unix)]
+type FileId = Result<(u64, u64), PathBuf>;
+#[cfg(not(unix))]
+type FileId = PathBuf;
+
+#[cfg(unix)]
+fn file_id(file: &SourceFile) -> FileId {
+    use std::os::unix::fs::MetadataExt;
+    match file.file().metadata() {
+        Ok(metadata) => Ok((metadata.dev(), metadata.ino())),
+        Err(_) => Err(canonical(file)),
+    }
+}
+
+#[cfg(not(unix))]
+fn file_id(file: &SourceFile) -> FileId {
+    canonical(file)
+}
+
+fn canonical(file: &SourceFile) -> PathBuf {
+    let path = file.path();
+    path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
 }
 
 /// Whether two transformers have the same blocks with the same tensors; encodings may differ.

@@ -34,29 +34,45 @@ pub(crate) fn with_scale(
     weight: &TensorSpec,
     scale: &TensorSpec,
 ) -> Result<TensorSpec, LayoutError> {
-    let is_there = !matches!(scale.source(), Source::Described { .. });
-    if !is_there || !is_scalable(weight.encoding()) {
+    if !is_scalable(weight.encoding()) {
+        return Ok(weight.clone());
+    }
+    if let Some(finding) = misfit(weight, scale) {
+        return Err(LayoutError::Incomplete {
+            findings: Findings(vec![finding]),
+        });
+    }
+    if matches!(scale.source(), Source::Described { .. }) {
         return Ok(weight.clone());
     }
     let factors = numbers(scale)?;
-    let rows = weight.shape().first().copied().unwrap_or(1);
-    let row_len = weight.element_count().checked_div(rows).unwrap_or(0);
-    let scale_for = match factors[..] {
-        [factor] => Scale::tensor(factor),
-        _ if factors.len() as u64 == rows && row_len > 0 => Scale::rows(factors, row_len),
-        _ => {
-            let findings = vec![Finding::Misshapen {
-                tensor: scale.name().to_owned(),
-                shape: scale.shape().to_vec(),
-                expected: format!("[] or [{rows}], as {} has rows", weight.name()),
-            }];
-            return Err(LayoutError::Incomplete {
-                findings: Findings(findings),
-            });
-        }
+    let row_len = weight.shape().iter().skip(1).product();
+    let scale_for = match (is_of_tensor(scale), &factors[..]) {
+        (true, &[factor]) => Scale::tensor(factor),
+        _ => Scale::rows(factors, row_len),
     };
     let scaled = weight.clone().with_scale(scale_for);
     scaled.map_err(|error| unreadable(weight, &error))
+}
+
+/// What is wrong with the shape of a scale: it has one number for the whole weight, or one for each of its rows.
+pub(crate) fn misfit(weight: &TensorSpec, scale: &TensorSpec) -> Option<Finding> {
+    let rows = weight.shape().first().copied().unwrap_or(1);
+    let is_of_rows = matches!(*scale.shape(), [len] | [len, 1] if len == rows);
+    let fits = is_of_tensor(scale) || is_of_rows && weight.element_count() > 0;
+    (!fits).then(|| Finding::Misshapen {
+        tensor: scale.name().to_owned(),
+        shape: scale.shape().to_vec(),
+        expected: format!(
+            "[], [1], [{rows}] or [{rows}, 1], as {} has {rows} rows",
+            weight.name()
+        ),
+    })
+}
+
+/// Whether it is one number for a whole weight.
+fn is_of_tensor(scale: &TensorSpec) -> bool {
+    matches!(scale.shape(), [] | [1])
 }
 
 /// The numbers of a scale.

@@ -243,8 +243,9 @@ impl BlockSwap {
         (0..count).map(picked).collect()
     }
 
-    /// The options with which `wan` leaves `reserve_bytes` of a card of `card_bytes` free, fetching as few blocks as will
-    /// do; the planner says what they take. `None` if it does not fit even with all blocks fetched.
+    /// The options with which `wan` leaves `reserve_bytes` of a card of `card_bytes` free, fetching the fewest main blocks
+    /// that will do; embeddings are fetched only if nothing will do without. The planner says what they take. `None` if it
+    /// does not fit whatever is fetched.
     ///
     /// `reserve_bytes` is for the context, the engine's activations and whatever else is on the card.
     ///
@@ -273,28 +274,15 @@ impl BlockSwap {
             let plan = settings.plan(&workload, Budget::Least)?;
             Ok(Recommended { options, plan })
         };
-        let fits = |recommended: &Recommended| recommended.plan.arena_bytes <= budget_bytes;
-        // What is fetched needs a window, so that none may take less than one; from one on, more take less.
-        let none = with(0, false)?;
-        if fits(&none) {
-            return Ok(Some(none));
-        }
+        // Each count is tried: one more need not take less, as what is fetched needs a window and its blocks differ in
+        // size.
         for offload in [false, true] {
-            let last = with(most, offload)?;
-            if !fits(&last) {
-                continue;
-            }
-            let (mut low, mut high, mut best) = (1, most, last);
-            while low < high {
-                let middle = low + (high - low) / 2;
-                let tried = with(middle, offload)?;
-                if fits(&tried) {
-                    (high, best) = (middle, tried);
-                } else {
-                    low = middle + 1;
+            for count in u64::from(offload)..=most {
+                let tried = with(count, offload)?;
+                if tried.plan.arena_bytes <= budget_bytes {
+                    return Ok(Some(tried));
                 }
             }
-            return Ok(Some(best));
         }
         Ok(None)
     }

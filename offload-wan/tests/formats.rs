@@ -73,40 +73,212 @@ fn scales_are_found_attached_and_no_unknown_tensors() {
     }
 }
 
+/// A checkpoint of `recipe` at small square widths, without its bytes.
+fn scaled(family: Family, recipe: Recipe, naming: Naming) -> Vec<TensorSpec> {
+    let spec = SynthesizeSpec {
+        family,
+        naming,
+        recipe,
+        block_count: 4,
+        dim: 256,
+        ffn_dim: 512,
+        ..SynthesizeSpec::default()
+    };
+    spec.describe().expect("widths fit")
+}
+
+/// Findings that a model is refused for, with what it says.
+#[track_caller]
+fn refused(tensors: Vec<TensorSpec>) -> Vec<Finding> {
+    let checkpoint = Checkpoint::from_tensors(tensors).expect("names are unique");
+    let findings = checkpoint.findings();
+    match checkpoint.model() {
+        Err(LayoutError::Incomplete { findings: told }) => assert_eq!(told.0, findings),
+        other => panic!("{other:?} with {findings:?}"),
+    }
+    findings
+}
+
 #[test]
-fn a_scale_that_fits_no_row_is_a_finding() {
+fn a_scale_that_is_missing_is_a_finding() {
+    for (family, recipe, naming, scale) in [
+        (
+            Family::T2v21,
+            Recipe::F8Scaled,
+            Naming::Native,
+            "blocks.3.self_attn.k.scale_weight",
+        ),
+        (
+            Family::T2v21,
+            Recipe::F8Scaled,
+            Naming::Diffusers,
+            "blocks.3.attn1.to_k.scale_weight",
+        ),
+        (
+            Family::Vace21,
+            Recipe::F8Mixed,
+            Naming::Native,
+            "vace_blocks.0.before_proj.weight_scale",
+        ),
+        (
+            Family::LongCat,
+            Recipe::Int8,
+            Naming::Native,
+            "blocks.3.attn.qkv.weight_scale",
+        ),
+        (
+            Family::LongCat,
+            Recipe::Int8,
+            Naming::Repacked,
+            "blocks.3.self_attn.v.weight_scale",
+        ),
+    ] {
+        let mut tensors = scaled(family, recipe, naming);
+        let leaf = scale.rsplit('.').next().expect("has one");
+        let all: Vec<String> = tensors
+            .iter()
+            .map(|tensor| tensor.name().to_owned())
+            .filter(|name| name.ends_with(leaf))
+            .collect();
+        tensors.retain(|tensor| tensor.name() != scale);
+        let missing = |name: &str| Finding::Missing {
+            tensor: name.to_owned(),
+        };
+        assert_eq!(refused(tensors.clone()), [missing(scale)], "{recipe:?}");
+        // Without all of them something else says that there should be some: a flag, or what the weights are called.
+        if recipe == Recipe::F8Mixed {
+            continue;
+        }
+        tensors.retain(|tensor| !tensor.name().ends_with(leaf));
+        let findings = refused(tensors);
+        assert_eq!(findings.len(), all.len(), "{recipe:?}");
+        for name in &all {
+            assert!(findings.contains(&missing(name)), "{name} of {recipe:?}");
+        }
+    }
+    // Where nothing says so, fp8 is what it is.
+    let plain = scaled(Family::T2v21, Recipe::F8, Naming::Native);
+    let checkpoint = Checkpoint::from_tensors(plain).expect("names are unique");
+    assert_eq!(checkpoint.findings(), []);
+}
+
+#[test]
+fn a_scale_is_one_number_or_one_for_each_row() {
+    let misshapen = |family, recipe, wrong: &[(&str, &[u64])]| -> Vec<Finding> {
+        let tensors = scaled(family, recipe, Naming::Native).into_iter();
+        let tensors = tensors.map(|tensor| {
+            let Some((_, shape)) = wrong.iter().find(|(name, _)| *name == tensor.name()) else {
+                return tensor;
+            };
+            let bytes = Encoding::F32.bytes_of(shape).expect("is small");
+            let source = Source::Described { range: 0..bytes };
+            TensorSpec::new(tensor.name(), shape.to_vec(), Encoding::F32, source)
+                .expect("lengths fit")
+        });
+        let tensors: Vec<TensorSpec> = tensors.collect();
+        let checkpoint = Checkpoint::from_tensors(tensors.clone()).expect("names are unique");
+        match checkpoint.findings() {
+            findings if findings.is_empty() => {
+                checkpoint.model().expect("is whole");
+                findings
+            }
+            _ => refused(tensors),
+        }
+    };
+    let square = "blocks.1.self_attn.q.scale_weight";
+    let stacked = "blocks.2.attn.qkv.weight_scale";
+    for (family, recipe, scale, sound, wrong) in [
+        (
+            Family::T2v21,
+            Recipe::F8Scaled,
+            square,
+            &[&[][..], &[1], &[256], &[256, 1]][..],
+            &[
+                &[1, 256][..],
+                &[3],
+                &[256, 8],
+                &[1, 1],
+                &[128, 2],
+                &[256, 1, 1],
+                &[0],
+            ][..],
+        ),
+        (
+            Family::LongCat,
+            Recipe::Int8,
+            stacked,
+            &[&[], &[1], &[768], &[768, 1]],
+            &[&[256], &[3], &[1, 768], &[256, 1], &[3, 1], &[3, 256]],
+        ),
+    ] {
+        for shape in sound {
+            assert_eq!(
+                misshapen(family, recipe, &[(scale, shape)]),
+                [],
+                "{shape:?}"
+            );
+        }
+        for shape in wrong {
+            let findings = misshapen(family, recipe, &[(scale, shape)]);
+            let [
+                Finding::Misshapen {
+                    tensor,
+                    shape: found,
+                    ..
+                },
+            ] = &findings[..]
+            else {
+                panic!("{shape:?}: {findings:?}");
+            };
+            assert_eq!((tensor.as_str(), &found[..]), (scale, *shape));
+        }
+    }
+    // All at once.
+    let other = "blocks.3.ffn.2.scale_weight";
+    let both = [(square, &[1, 256][..]), (other, &[512][..])];
+    let findings = misshapen(Family::T2v21, Recipe::F8Scaled, &both);
+    let names: Vec<&str> = findings.iter().map(Finding::name).collect();
+    assert_eq!(names, [square, other]);
+    let text = findings[1].to_string();
+    assert!(
+        text.ends_with(
+            "expected [], [1], [256] or [256, 1], as blocks.3.ffn.2.weight has 256 rows"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_scale_that_does_not_fit_is_refused_for_a_tensor_alone_too() {
     let dir = TempDir::new().expect("can be made");
-    let mut tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
-    tensors.retain(|(name, _)| !name.starts_with("blocks.") || name.starts_with("blocks.0."));
-    tensors.push(("blocks.0.ffn.0.scale_weight".to_owned(), vec![3]));
     let path = dir.path().join("model.safetensors");
-    // All of it fp8: only the encoding matters.
-    support::write_safetensors(&path, "F8_E4M3", &tensors);
-    let error = Checkpoint::open(&path).expect("is sound").model();
-    let error = error.expect_err("has a scale of three").to_string();
-    assert!(
-        error.contains("blocks.0.ffn.0.weight_scale has shape [3]"),
-        "{error}"
-    );
+    let open = |shape: &[u64]| {
+        let tensors = [
+            ("text.ffn.weight".to_owned(), vec![64, 64]),
+            ("text.ffn.scale_weight".to_owned(), shape.to_vec()),
+        ];
+        // All of it fp8: only the encoding matters.
+        support::write_safetensors(&path, "F8_E4M3", &tensors);
+        let checkpoint = Checkpoint::open(&path).expect("is sound");
+        checkpoint.tensor("text.ffn.weight")
+    };
+    for shape in [&[][..], &[1], &[64], &[64, 1]] {
+        let tensor = open(shape).expect("fits").expect("is there");
+        assert!(tensor.scale().is_some(), "{shape:?}");
+    }
     // MXFP8 has one for 32 numbers of a row.
-    tensors.pop();
-    tensors.push(("blocks.0.ffn.0.weight_scale".to_owned(), vec![8960, 48]));
-    support::write_safetensors(&path, "F8_E4M3", &tensors);
-    let error = Checkpoint::open(&path).expect("is sound").model();
-    let error = error
-        .expect_err("has a scale for a part of a row")
-        .to_string();
-    assert!(
-        error.contains("blocks.0.ffn.0.weight_scale has shape [8960, 48]"),
-        "{error}"
-    );
+    for shape in [&[3][..], &[1, 64], &[64, 2]] {
+        let error = open(shape).expect_err("does not fit").to_string();
+        let told = format!("text.ffn.scale_weight has shape {shape:?}");
+        assert!(error.contains(&told), "{error}");
+    }
 }
 
 #[test]
 fn scales_of_blocks_of_a_tensor_are_refused_by_name() {
     let tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
     let name = "blocks.7.ffn.2.weight";
-    let refused = |weight: (Encoding, &[u64]), beside: &[(&str, Encoding, &[u64])]| {
+    let made = |weight: (Encoding, &[u64]), beside: &[(&str, Encoding, &[u64])]| {
         let mut all = described(&tensors);
         let mut end = 1 << 40;
         let mut described = |name: &str, encoding: Encoding, shape: &[u64]| {
@@ -126,7 +298,7 @@ fn scales_of_blocks_of_a_tensor_are_refused_by_name() {
         (checkpoint.findings(), checkpoint.model().map(drop))
     };
     // nvfp4: two numbers to a byte, a scale for 16 of them and one for all.
-    let (findings, model) = refused(
+    let (findings, model) = made(
         (Encoding::U8, &[1536, 4480]),
         &[
             ("weight_scale", Encoding::F8E4M3, &[1536, 560]),
@@ -410,5 +582,66 @@ fn layers_of_encoders_are_blocks() {
             panic!("{missing} is not missed");
         };
         assert_eq!(findings.0[0].name(), missing);
+        // Each of the layers' tensors in another shape, all told at once.
+        let mut wrong = tensors.clone();
+        let (first, of_layers) = (wrong[0].0.clone(), wrong.len() - 2);
+        let per_layer = of_layers / 3;
+        for (_, shape) in &mut wrong[per_layer..of_layers] {
+            *shape = vec![64, 65];
+        }
+        let Err(LayoutError::Incomplete { findings }) = open(&wrong).model() else {
+            panic!("{name} of two shapes");
+        };
+        assert_eq!(findings.0.len(), 2 * per_layer);
+        let expected = Finding::Misshapen {
+            tensor: wrong[per_layer].0.clone(),
+            shape: vec![64, 65],
+            expected: format!("[64, 64], as {first} has it"),
+        };
+        assert_eq!(findings.0[0], expected);
+    }
+}
+
+#[test]
+fn scales_of_encoders_fit_their_weights_and_texts_are_of_any_length() {
+    let made = |scale: &[u64], text: u64| {
+        let mut tensors = Vec::new();
+        let mut end = 0;
+        let mut add = |name: String, encoding: Encoding, shape: &[u64]| {
+            let range = end..end + encoding.bytes_of(shape).expect("is small");
+            end = range.end;
+            let source = Source::Described { range };
+            let spec = TensorSpec::new(name, shape.to_vec(), encoding, source);
+            tensors.push(spec.expect("lengths fit"));
+        };
+        for index in 0..3 {
+            let owner = format!("encoder.block.{index}.layer.0.SelfAttention.q");
+            let (scale, text) = if index == 2 {
+                (scale, text)
+            } else {
+                (&[][..], 20)
+            };
+            add(format!("{owner}.weight"), Encoding::F8E4M3, &[64, 64]);
+            add(format!("{owner}.scale_weight"), Encoding::F32, scale);
+            add(format!("{owner}.comfy_quant"), Encoding::U8, &[text]);
+        }
+        let checkpoint = Checkpoint::from_tensors(tensors).expect("names are unique");
+        checkpoint.model()
+    };
+    for scale in [&[][..], &[1], &[64], &[64, 1]] {
+        made(scale, 31).unwrap_or_else(|error| panic!("{scale:?}: {error}"));
+    }
+    for scale in [&[1, 64][..], &[3], &[64, 2]] {
+        let Err(LayoutError::Incomplete { findings }) = made(scale, 20) else {
+            panic!("{scale:?} fits");
+        };
+        let [Finding::Misshapen { tensor, shape, .. }] = &findings.0[..] else {
+            panic!("{findings}");
+        };
+        assert_eq!(
+            tensor,
+            "encoder.block.2.layer.0.SelfAttention.q.scale_weight"
+        );
+        assert_eq!(shape, scale);
     }
 }

@@ -10,8 +10,8 @@ use offload_core::model::PassKind;
 use offload_core::plan::Form;
 use offload_core::testing::{Observed, Recorder};
 use offload_wan::{
-    BlockSwap, Checkpoint, Expert, Family, LayoutError, PassOptions, Recipe, SynthesizeSpec,
-    VaceOrder, WanModel, synthesize,
+    BlockSwap, Checkpoint, Expert, Family, LayoutError, Naming, PassOptions, Recipe,
+    SynthesizeSpec, VaceOrder, Variant, WanModel, synthesize,
 };
 use tempfile::TempDir;
 
@@ -348,6 +348,106 @@ fn boundaries_are_the_variants_or_given() {
         .expect_err("is one model")
         .to_string();
     assert!(error.contains("wan2.2-ti2v is no pair"), "{error}");
+}
+
+#[test]
+fn a_variant_that_was_chosen_and_is_no_pair_is_refused_without_a_boundary() {
+    let dir = TempDir::new().expect("can be made");
+    let whole = SynthesizeSpec {
+        block_count: 40,
+        dim: 128,
+        ffn_dim: 128,
+        ..small(Family::T2v22)
+    };
+    let boundary = |high: &Checkpoint, low: &Checkpoint, given| {
+        WanModel::boundary_of(high, low, given).map_err(|error| {
+            assert!(matches!(error, LayoutError::NoPair { .. }), "{error}");
+            error.to_string()
+        })
+    };
+    // Nothing tells: one of the variants that fit is a pair.
+    let open = ["one.gguf", "other.gguf"].map(|name| made(&dir, name, &whole));
+    assert_eq!(
+        open[0].detection().variant.map(|one| one.name()),
+        Some("wan2.1-t2v-14b")
+    );
+    assert_eq!(boundary(&open[0], &open[1], None), Ok(0.875));
+    // The names tell.
+    let named = ["wan2.1_t2v_a.gguf", "wan2.1_t2v_b.gguf"].map(|name| made(&dir, name, &whole));
+    assert_eq!(
+        named[0].detection().alternatives[0].name(),
+        "wan2.2-t2v-a14b"
+    );
+    let error = boundary(&named[0], &named[1], None).expect_err("is one model");
+    assert!(error.contains("wan2.1-t2v-14b is no pair"), "{error}");
+    assert_eq!(boundary(&named[0], &named[1], Some(0.5)), Ok(0.5));
+    // Of either of the two, and of the caller.
+    assert!(boundary(&open[0], &named[0], None).is_err());
+    assert!(boundary(&named[0], &open[0], None).is_err());
+    let taken = |name: &str| {
+        let variant = Variant::from_name(name).expect("is published");
+        open.clone().map(|checkpoint| checkpoint.taken_for(variant))
+    };
+    let [high, low] = taken("wan2.1-t2v-14b");
+    assert!(boundary(&high, &low, None).is_err());
+    let [high, low] = taken("wan2.2-t2v-a14b");
+    assert_eq!(boundary(&high, &low, None), Ok(0.875));
+    // Each is one of a pair, but not of the same.
+    let [_, image] = taken("wan2.2-i2v-a14b");
+    let error = boundary(&high, &image, None).expect_err("are of two");
+    assert!(error.contains("at 0.875, the other at 0.9"), "{error}");
+}
+
+#[test]
+fn the_same_files_are_no_pair_however_they_are_called() {
+    let dir = TempDir::new().expect("can be made");
+    let folder = dir.path().join("shards");
+    let spec = SynthesizeSpec {
+        recipe: Recipe::BF16,
+        naming: Naming::Diffusers,
+        ..small(Family::T2v22)
+    };
+    std::fs::create_dir(&folder).expect("can be made");
+    synthesize(&spec, &folder).expect("can be written");
+    let mut shards: Vec<_> = std::fs::read_dir(&folder)
+        .expect("is a folder")
+        .map(|entry| entry.expect("can be listed").path())
+        .filter(|path| path.extension().is_some_and(|end| end == "safetensors"))
+        .collect();
+    shards.sort();
+    assert!(shards.len() > 1, "{shards:?}");
+    let linked: Vec<_> = shards
+        .iter()
+        .rev()
+        .enumerate()
+        .map(|(nth, shard)| {
+            let link = dir.path().join(format!("link-{nth}.safetensors"));
+            std::fs::hard_link(shard, &link).expect("can be linked");
+            link
+        })
+        .collect();
+    let reversed: Vec<_> = shards.iter().rev().collect();
+    let high = Checkpoint::open_all(&shards).expect("is sound");
+    let mut others = vec![Checkpoint::open_all(reversed).expect("is sound")];
+    if cfg!(unix) {
+        others.push(Checkpoint::open_all(linked).expect("is sound"));
+    }
+    let given = Some(0.5);
+    for other in others {
+        let error = WanModel::pair(&high, &other, given, &PassOptions::default());
+        let error = error.expect_err("are the same").to_string();
+        assert!(error.contains("cannot be both experts"), "{error}");
+    }
+    // Others with the same contents are others.
+    let copied: Vec<_> = (shards.iter().enumerate())
+        .map(|(nth, shard)| {
+            let copy = dir.path().join(format!("copy-{nth}.safetensors"));
+            std::fs::copy(shard, &copy).expect("can be copied");
+            copy
+        })
+        .collect();
+    let copy = Checkpoint::open_all(copied).expect("is sound");
+    WanModel::pair(&high, &copy, given, &PassOptions::default()).expect("are two");
 }
 
 #[test]

@@ -420,6 +420,124 @@ fn presets_are_the_originals_as_far_as_the_model_goes() {
     assert!(error.contains("8gb, 12gb and 16gb"), "{error}");
 }
 
+/// Names of the blocks that are never kept.
+fn fetched(wan: &WanModel) -> Vec<&str> {
+    let blocks = wan.model().blocks().iter().enumerate();
+    let fetched = blocks.filter(|(index, _)| wan.model().residency(*index) == Residency::Never);
+    fetched.map(|(_, block)| block.name()).collect()
+}
+
+#[test]
+fn in_a_pair_both_experts_blocks_are_swapped() {
+    let checkpoint = |name: &str| {
+        let variant = Variant::from_name(name).expect("is published");
+        let spec = SynthesizeSpec::of_variant(variant, Recipe::BF16, 16, 0).expect("has a size");
+        let tensors = spec.describe().expect("widths fit");
+        Checkpoint::from_tensors(tensors).expect("names are unique")
+    };
+    for (name, boundary) in [
+        ("wan2.2-i2v-a14b", None),
+        ("wan2.2-vace-fun-a14b", None),
+        ("wan2.2-animate-14b", Some(0.9)),
+    ] {
+        let one = checkpoint(name);
+        let alone = WanModel::new(&one, &PassOptions::default()).expect("is whole");
+        let pair = WanModel::pair(&one, &checkpoint(name), boundary, &PassOptions::default());
+        let pair = pair.expect("are a pair");
+        for which in [Which::Spread, Which::Last] {
+            let swap = BlockSwap {
+                blocks_to_swap: 13,
+                which,
+                offload_txt_emb: true,
+                ..none()
+            };
+            let alone = swap.apply(alone.clone()).expect("is in range");
+            let pair = swap.apply(pair.clone()).expect("is in range");
+            let of_one = fetched(&alone);
+            let of_each = |expert: &str| -> Vec<String> {
+                of_one
+                    .iter()
+                    .map(|name| format!("{expert}.{name}"))
+                    .collect()
+            };
+            let of_both = [of_each("high"), of_each("low")].concat();
+            assert_eq!(fetched(&pair), of_both, "{name} {which:?}");
+            let main = of_one.iter().filter(|name| name.starts_with("blocks."));
+            assert_eq!(main.count(), 13, "{name} {which:?}");
+            assert!(of_one.contains(&"text_embedding"));
+        }
+    }
+}
+
+#[test]
+fn injectors_and_fuser_blocks_are_swapped_with_the_main_blocks_they_follow() {
+    let injected = [0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39];
+    let fused = [0, 5, 10, 15, 20, 25, 30, 35];
+    for (name, side, after) in [
+        ("wan2.2-s2v-14b", "audio_injector", &injected[..]),
+        ("wan2.2-animate-14b", "fuser_blocks", &fused[..]),
+    ] {
+        let wan = described(name, Recipe::BF16, 16);
+        for which in [Which::Spread, Which::Last] {
+            let mut counts = Vec::new();
+            for blocks_to_swap in 0..=40 {
+                let swap = BlockSwap {
+                    blocks_to_swap,
+                    which,
+                    ..none()
+                };
+                let swapped = swap.apply(wan.clone()).expect("is in range");
+                let fetched = fetched(&swapped);
+                for (index, main) in after.iter().enumerate() {
+                    assert_eq!(
+                        fetched.contains(&format!("{side}.{index}").as_str()),
+                        fetched.contains(&format!("blocks.{main}").as_str()),
+                        "{side}.{index} and blocks.{main} of {blocks_to_swap} {which:?}"
+                    );
+                }
+                counts.push(fetched.iter().filter(|name| name.starts_with(side)).count());
+            }
+            assert_eq!((counts[0], counts[40]), (0, after.len()));
+            assert!(counts[20] > 0 && counts[20] < after.len(), "{counts:?}");
+        }
+    }
+}
+
+#[test]
+fn recommendations_are_the_fewest_blocks_that_fit() {
+    let settings = Settings::default();
+    // Blocks of several sizes: with one more fetched, an arena may be larger.
+    for name in ["wan2.2-s2v-14b", "wan2.2-animate-14b"] {
+        let wan = described(name, Recipe::Q4KS, 4);
+        let arenas: Vec<u64> = (0..=40)
+            .map(|blocks_to_swap| {
+                let swap = BlockSwap {
+                    blocks_to_swap,
+                    prefetch_blocks: u32::from(blocks_to_swap > 0),
+                    ..none()
+                };
+                let applied = swap.apply(wan.clone()).expect("is in range");
+                let settings = swap.settings(settings.clone());
+                let workload = settings.workload(applied.model(), true);
+                let plan = settings.plan(&workload, Budget::Least);
+                plan.expect("a plan exists").arena_bytes
+            })
+            .collect();
+        assert!(
+            arenas[1..].windows(2).any(|pair| pair[1] > pair[0]),
+            "{name}: {arenas:?}"
+        );
+        for bytes in &arenas {
+            let fewest = arenas.iter().position(|arena| arena <= bytes);
+            let recommended = BlockSwap::recommended(&wan, &settings, *bytes, 0);
+            let recommended = recommended.expect("can be planned").expect("fits");
+            let count = usize::try_from(recommended.options.blocks_to_swap).expect("is small");
+            assert_eq!(Some(count), fewest, "{name} in {bytes}");
+            assert!(!recommended.options.offload_txt_emb);
+        }
+    }
+}
+
 #[test]
 fn recommendations_fit_their_cards_with_as_few_blocks_as_will_do() {
     for (name, recipe) in [

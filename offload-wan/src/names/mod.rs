@@ -412,6 +412,9 @@ pub(crate) fn convention<'a>(
 }
 
 #[cfg(test)]
+mod pinned;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
