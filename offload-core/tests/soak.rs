@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use offload_core::cpu::{CpuDevice, LiveCounts};
 use offload_core::device::Device;
-use offload_core::executor::{DeviceBudget, Offload, StagingBuffers};
+use offload_core::executor::StagingBuffers;
 use offload_core::format::gguf::{Gguf, Writer};
 use offload_core::model::{Model, PassKind};
 use offload_core::swappable::Swappable;
@@ -94,10 +94,7 @@ fn ten_thousand_passes_leave_nothing_behind() {
     for pins in [true, false] {
         let device = CpuDevice::builder().pins(pins).build();
         let stream = device.create_stream("compute").unwrap();
-        let mut offload = Offload::builder(&device)
-            .model(support::mixed_model())
-            .remainder_below(64)
-            .device_budget(DeviceBudget::Least)
+        let mut offload = support::least(&device, support::mixed_model())
             .staging_buffers(StagingBuffers {
                 count: 3,
                 bytes: 4096,
@@ -168,10 +165,7 @@ fn two_hundred_openings_leave_nothing_behind() {
     let round = || {
         let device = CpuDevice::new();
         let stream = device.create_stream("compute").unwrap();
-        let mut offload = Offload::builder(&device)
-            .model(open_model(&path))
-            .remainder_below(64)
-            .device_budget(DeviceBudget::Least)
+        let mut offload = support::least(&device, open_model(&path))
             .staging_buffers(StagingBuffers {
                 count: 3,
                 bytes: 4096,

@@ -12,7 +12,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use offload_core::cpu::{CpuDevice, LiveCounts};
-use offload_core::executor::{DeviceBudget, Offload};
 
 const STACK_BYTES: u64 = 1 << 30;
 
@@ -21,10 +20,7 @@ const STACK_BYTES: u64 = 1 << 30;
 #[ignore = "run by the other test"]
 fn child() {
     let device = CpuDevice::builder().pins(false).build();
-    let built = Offload::builder(&device)
-        .model(support::mixed_model())
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
+    let built = support::least(&device, support::mixed_model())
         .staging_buffers(offload_core::executor::StagingBuffers {
             count: 4,
             bytes: 4096,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use offload_core::cpu::CpuDevice;
 use offload_core::device::Device;
 use offload_core::encoding::Encoding;
-use offload_core::executor::{DeviceBudget, Offload, StagingBuffers};
+use offload_core::executor::StagingBuffers;
 use offload_core::model::PassKind;
 use offload_core::testing::toy;
 use parking_lot::Mutex;
@@ -64,10 +64,7 @@ fn passes_from_pinned_sources_allocate_nothing() {
             true => device.inline_stream(),
             false => device.create_stream("compute").unwrap(),
         };
-        let mut offload = Offload::builder(&device)
-            .model(support::mixed_model())
-            .remainder_below(64)
-            .device_budget(DeviceBudget::Least)
+        let mut offload = support::least(&device, support::mixed_model())
             .build()
             .unwrap();
         assert!(
@@ -100,10 +97,7 @@ fn passes_that_are_abandoned_at_once_pile_nothing_up() {
     let device = CpuDevice::new();
     let memory = toy::model(&[[64, 256]; 16], &[Encoding::BF16], 7);
     let mut kept = tempfile::NamedTempFile::new().unwrap();
-    let mut offload = Offload::builder(&device)
-        .model(support::in_file(&memory, &mut kept))
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
+    let mut offload = support::least(&device, support::in_file(&memory, &mut kept))
         .pin_files(false)
         .staging_buffers(StagingBuffers {
             count: 4,

@@ -95,10 +95,10 @@ class Nvrtc:
 
     def __init__(self):
         library = tools(NVRTC) / "nvidia" / "cuda_nvrtc" / "lib" / "libnvrtc.so.12"
-        self.library = ctypes.CDLL(str(library))
+        self.nvrtc = ctypes.CDLL(str(library))
 
     def call(self, name, *arguments):
-        status = getattr(self.library, name)(*arguments)
+        status = getattr(self.nvrtc, name)(*arguments)
         if status != 0:
             raise RuntimeError(f"{name} returned {status}")
 
@@ -115,7 +115,7 @@ class Nvrtc:
         self.call("nvrtcCreateProgram", ctypes.byref(program), code, name, 0, None, None)
         options = [*OPTIONS, f"--gpu-architecture=compute_{arch}", f"-I{SOURCES}"]
         array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-        status = self.library.nvrtcCompileProgram(program, len(options), array)
+        status = self.nvrtc.nvrtcCompileProgram(program, len(options), array)
         log = self.text(program, "ProgramLog").decode().strip()
         if status != 0 or log:
             sys.exit(f"{source}: {log}")

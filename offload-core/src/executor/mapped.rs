@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use memmap2::{Mmap, MmapOptions};
 
-use crate::model::Model;
 use crate::source::{Source, SourceError, SourceFile};
 
 /// The mapped files of a model.
@@ -20,33 +19,26 @@ pub(super) struct Mappings {
 }
 
 impl Mappings {
-    /// Maps the files of a model. What cannot be mapped is left out, and noted.
+    /// Maps files. What cannot be mapped is left out, and noted.
     ///
     /// Called only for whoever promised, by [`copy_from_mappings`](super::OffloadBuilder::copy_from_mappings), that no
     /// file is written to or made shorter.
-    pub(super) fn new(model: &Model, notes: &mut Vec<String>) -> Self {
-        let mut files: Vec<(Arc<SourceFile>, Mmap)> = Vec::new();
-        let mut refused: Vec<&Arc<SourceFile>> = Vec::new();
-        for tensor in model.blocks().iter().flat_map(|block| block.tensors()) {
-            let Source::File { file, .. } = tensor.source() else {
-                continue;
-            };
-            let known = files.iter().map(|(known, _)| known);
-            if (known.chain(refused.iter().copied())).any(|known| Arc::ptr_eq(known, file)) {
-                continue;
-            }
+    pub(super) fn new(files: &[Arc<SourceFile>], notes: &mut Vec<String>) -> Self {
+        let map = |file: &Arc<SourceFile>| {
             let mut options = MmapOptions::new();
             options.len(usize::try_from(file.len()).unwrap_or(usize::MAX));
             // SAFETY: by the promise above the bytes neither change nor go.
             match unsafe { options.map(file.file()) } {
-                Ok(mapping) => files.push((Arc::clone(file), mapping)),
+                Ok(mapping) => Some((Arc::clone(file), mapping)),
                 Err(error) => {
                     notes.push(format!("{} is read: {error}", file.path().display()));
-                    refused.push(file);
+                    None
                 }
             }
+        };
+        Self {
+            files: files.iter().filter_map(map).collect(),
         }
-        Self { files }
     }
 
     /// As [`Source::read`], from the mapping if there is one and the bytes can be brought in.

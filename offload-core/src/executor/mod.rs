@@ -132,9 +132,18 @@ impl<D: Device> Offload<D> {
         let files_are_pinned = settings.pin_files && device.pins_files();
         let mut workload =
             program::workload::<D>(model, &layouts, &pinned, files_are_pinned, costs);
+        let mut files: Vec<Arc<SourceFile>> = Vec::new();
+        for tensor in model.blocks().iter().flat_map(|block| block.tensors()) {
+            if let Source::File { file, .. } = tensor.source()
+                && !files.iter().any(|known| Arc::ptr_eq(known, file))
+            {
+                files.push(Arc::clone(file));
+            }
+        }
         let cache_bytes = builder.page_cache_bytes();
         let plan = || settings.plan(&workload, ask.budget).map_err(Refused::Plan);
-        let mut past = PastCache::decide(model, &layouts, cache_bytes, ask.buffers, plan)?;
+        let mut past = PastCache::decide(model, &layouts, cache_bytes, plan)?;
+        past.check(model, &files, ask.buffers);
         past.tell(&mut workload);
         if ask.keeps() {
             for block in &mut workload.blocks {
@@ -172,18 +181,14 @@ impl<D: Device> Offload<D> {
                     .collect()
             })
             .collect();
-        let mut files: Vec<Arc<SourceFile>> = Vec::new();
-        for tensor in model.blocks().iter().flat_map(|block| block.tensors()) {
-            if let Source::File { file, .. } = tensor.source()
-                && !files.iter().any(|known| Arc::ptr_eq(known, file))
-            {
-                files.push(Arc::clone(file));
-            }
-        }
         let origin = if *trace {
             Some(device.create_event()?)
         } else {
             None
+        };
+        let mappings = match builder.copy_mappings {
+            true => Mappings::new(&files, &mut past.notes),
+            false => Mappings::default(),
         };
         let mut offload = Self {
             progress: Progress::new(),
@@ -194,10 +199,7 @@ impl<D: Device> Offload<D> {
             pinned,
             plan,
             buffers: ask.buffers,
-            mappings: Arc::new(match builder.copy_mappings {
-                true => Mappings::new(model, &mut past.notes),
-                false => Mappings::default(),
-            }),
+            mappings: Arc::new(mappings),
             feeder: None,
             pinner: Pinner::idle(),
             direct: !staged,

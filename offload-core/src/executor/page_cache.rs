@@ -14,7 +14,7 @@ use crate::executor::readers::StagingBuffers;
 use crate::model::Model;
 use crate::plan::{Plan, Tier, Workload};
 use crate::source::{DIRECT_ALIGN, Source, SourceFile};
-use crate::swappable::Swappable;
+use crate::swappable::{Swappable, TensorSpec};
 
 /// Smaller buffers are not used for reading past the cache: what is read to no purpose at both ends would weigh.
 const LEAST_BUFFER_BYTES: usize = 16 * DIRECT_ALIGN;
@@ -34,7 +34,6 @@ impl PastCache {
         model: &Model,
         layouts: &[BlockLayout],
         cache_bytes: Option<u64>,
-        buffers: StagingBuffers,
         plan: impl FnOnce() -> Result<Plan, E>,
     ) -> Result<Self, E> {
         let mut past = Self {
@@ -59,38 +58,43 @@ impl PastCache {
         let streamed = streamed.filter(|(block, _)| block.resident.is_none());
         if total(streamed.map(|(_, bytes)| bytes)) > u128::from(cache_bytes) {
             past.blocks = spread(&bytes, cache_bytes);
-            past.check(model, buffers);
         }
         Ok(past)
     }
 
     /// Leaves to the cache what cannot be read past it.
-    fn check(&mut self, model: &Model, buffers: StagingBuffers) {
+    pub(super) fn check(
+        &mut self,
+        model: &Model,
+        files: &[Arc<SourceFile>],
+        buffers: StagingBuffers,
+    ) {
+        if !self.blocks.contains(&true) {
+            return;
+        }
         if buffers.bytes < LEAST_BUFFER_BYTES {
             self.notes.push(format!(
                 "nothing is read past the page cache: staging buffers of {} bytes are too small, {LEAST_BUFFER_BYTES} are needed",
                 buffers.bytes
             ));
             self.blocks.fill(false);
+            return;
         }
-        let mut known: Vec<(&Arc<SourceFile>, bool)> = Vec::new();
-        for (block, past) in model.blocks().iter().zip(&mut self.blocks) {
-            for tensor in block.tensors() {
-                let (true, Source::File { file, .. }) = (*past, tensor.source()) else {
-                    continue;
-                };
-                let answer = known.iter().find(|(known, _)| Arc::ptr_eq(known, file));
-                *past = answer.map(|(_, can)| *can).unwrap_or_else(|| {
-                    let checked = file.check_direct();
-                    known.push((file, checked.is_ok()));
-                    if let Err(error) = &checked {
-                        let reason = error.source().map(ToString::to_string);
-                        let reason = reason.unwrap_or_default();
-                        self.notes.push(format!("{error}: {reason}"));
-                    }
-                    checked.is_ok()
-                });
+        let mut refused = Vec::new();
+        for file in files {
+            if let Err(error) = file.check_direct() {
+                let reason = error.source().map(ToString::to_string);
+                let reason = reason.unwrap_or_default();
+                self.notes.push(format!("{error}: {reason}"));
+                refused.push(file);
             }
+        }
+        for (block, past) in model.blocks().iter().zip(&mut self.blocks) {
+            let is_refused = |tensor: &TensorSpec| match tensor.source() {
+                Source::File { file, .. } => refused.iter().any(|known| Arc::ptr_eq(known, file)),
+                Source::Memory { .. } | Source::Described { .. } => false,
+            };
+            *past &= !block.tensors().iter().any(is_refused);
         }
     }
 

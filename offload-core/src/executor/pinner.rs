@@ -212,7 +212,7 @@ impl Drop for Pinner {
 }
 
 impl Requests {
-    /// Whether asking for the uploads of a visit may pin one.
+    /// Whether asking for the uploads of a visit may pin one. Takes in an answer that was open, if it has come.
     pub(super) fn is_open<D: Device>(
         &mut self,
         transfer: &Transfer<D>,

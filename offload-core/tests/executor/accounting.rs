@@ -89,12 +89,7 @@ fn neighbours_in_a_file_arrive_in_one_upload() {
     let recorder = Recorder::new();
     let device = Observed::new(CpuDevice::new(), recorder.clone());
     let stream = device.inner().inline_stream();
-    let mut offload = Offload::builder(&device)
-        .model(model)
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
-        .build()
-        .unwrap();
+    let mut offload = support::least(&device, model).build().unwrap();
     let before = recorder.counts();
     let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
     pass.last();
@@ -125,12 +120,7 @@ fn the_host_waits_for_nothing_within_a_pass_and_runs_one_pass_ahead() {
         use offload_core::device::Device;
         device.create_stream("compute").unwrap()
     };
-    let mut offload = Offload::builder(&device)
-        .model(model)
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
-        .build()
-        .unwrap();
+    let mut offload = support::least(&device, model).build().unwrap();
     drop(stream);
     let (open, opened) = std::sync::mpsc::channel::<()>();
     queued.launch(move || opened.recv().unwrap_or(()));
@@ -250,10 +240,7 @@ fn a_stored_arrival_gives_the_encoded_bytes() {
 fn traces_hold_a_span_for_every_operation() {
     let device = CpuDevice::new();
     let stream = device.inline_stream();
-    let mut offload = Offload::builder(&device)
-        .model(support::mixed_model())
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
+    let mut offload = support::least(&device, support::mixed_model())
         .trace(true)
         .build()
         .unwrap();

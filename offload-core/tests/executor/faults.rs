@@ -21,11 +21,7 @@ use crate::support;
 type FaultyDevice = Observed<CpuDevice, Faults>;
 
 fn build(device: &FaultyDevice) -> Result<Offload<FaultyDevice>, OffloadError> {
-    Offload::builder(device)
-        .model(support::mixed_model())
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
-        .build()
+    support::least(device, support::mixed_model()).build()
 }
 
 fn device(pins: bool, faults: &Faults) -> FaultyDevice {
@@ -341,10 +337,7 @@ fn a_panic_of_a_worker_is_an_error_at_the_visit_and_the_next_pass_works() {
             let faults = observer.faults.clone();
             let device = Observed::new(CpuDevice::builder().pins(false).build(), observer);
             let stream = device.inner().inline_stream();
-            let mut offload = Offload::builder(&device)
-                .model(support::mixed_model())
-                .remainder_below(64)
-                .device_budget(DeviceBudget::Least)
+            let mut offload = support::least(&device, support::mixed_model())
                 .build()
                 .unwrap();
             faults.arm(n);
@@ -441,10 +434,7 @@ fn a_file_that_changes_is_an_error_that_names_it() {
     file.write_all(&toy::random_bytes(1, 8 * 4096)).unwrap();
     let device = CpuDevice::new();
     let stream = device.inline_stream();
-    let mut offload = Offload::builder(&device)
-        .model(model_in(file.path(), 8, 4096))
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
+    let mut offload = support::least(&device, model_in(file.path(), 8, 4096))
         .build()
         .unwrap();
     let seen = support::Seen::default();
@@ -479,10 +469,7 @@ fn a_file_truncated_under_a_pass_is_an_error_at_the_block() {
     file.write_all(&toy::random_bytes(1, 8 * 4096)).unwrap();
     let device = CpuDevice::new();
     let stream = device.inline_stream();
-    let mut offload = Offload::builder(&device)
-        .model(model_in(file.path(), 8, 4096))
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
+    let mut offload = support::least(&device, model_in(file.path(), 8, 4096))
         .build()
         .unwrap();
     let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
@@ -522,12 +509,7 @@ fn a_file_rewritten_under_a_pass_is_an_error_or_gives_its_bytes() {
         let expected = support::expected(&model, &ArrivalPolicy::default());
         let device = CpuDevice::new();
         let stream = device.inline_stream();
-        let mut offload = Offload::builder(&device)
-            .model(model)
-            .remainder_below(64)
-            .device_budget(DeviceBudget::Least)
-            .build()
-            .unwrap();
+        let mut offload = support::least(&device, model).build().unwrap();
         let seen = support::Seen::default();
         let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
         let mut error = None;
@@ -575,12 +557,7 @@ fn a_file_replaced_by_another_of_its_name_keeps_giving_its_bytes() {
     let expected = support::expected(&model, &ArrivalPolicy::default());
     let device = CpuDevice::new();
     let stream = device.inline_stream();
-    let mut offload = Offload::builder(&device)
-        .model(model)
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
-        .build()
-        .unwrap();
+    let mut offload = support::least(&device, model).build().unwrap();
     let other = folder.path().join("other");
     std::fs::write(&other, toy::random_bytes(2, 8 * 4096)).unwrap();
     std::fs::rename(&other, &path).unwrap();
@@ -637,12 +614,7 @@ fn a_deleted_file_keeps_giving_its_bytes() {
     let expected = support::expected(&model, &ArrivalPolicy::default());
     let device = CpuDevice::new();
     let stream = device.inline_stream();
-    let mut offload = Offload::builder(&device)
-        .model(model)
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
-        .build()
-        .unwrap();
+    let mut offload = support::least(&device, model).build().unwrap();
     file.close().unwrap();
     let seen = support::Seen::default();
     support::pass(&mut offload, PassKind::FULL, &stream, &seen).unwrap();

@@ -39,10 +39,7 @@ fn stream(cache: HostBudget, buffers: StagingBuffers) -> (HostReport, u64) {
     let visits: Vec<usize> = (0..BLOCKS).collect();
     let compute = device.create_stream("compute").unwrap();
     let event = device.create_event().unwrap();
-    let mut offload = Offload::builder(&device)
-        .model(model)
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
+    let mut offload = support::least(&device, model)
         .staging_buffers(buffers)
         .page_cache(cache)
         .build()
@@ -179,11 +176,7 @@ fn from_mappings_the_bytes_are_the_same() {
     let (kept, model) = model();
     let expected = support::expected(&model, &ArrivalPolicy::default());
     let compute = device.inline_stream();
-    let builder = Offload::builder(&device)
-        .model(model)
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
-        .staging_buffers(BUFFERS);
+    let builder = support::least(&device, model).staging_buffers(BUFFERS);
     // SAFETY: nobody else knows the file.
     let mut offload = unsafe { builder.copy_from_mappings() }.build().unwrap();
     let seen = support::Seen::default();
@@ -209,10 +202,7 @@ fn a_file_truncated_while_it_is_read_past_the_cache_is_an_error_that_names_it() 
     let device = CpuDevice::new();
     let (kept, model) = model();
     let compute = device.create_stream("compute").unwrap();
-    let mut offload = Offload::builder(&device)
-        .model(model)
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
+    let mut offload = support::least(&device, model)
         .staging_buffers(BUFFERS)
         .page_cache(HostBudget::Bytes(0))
         .build()

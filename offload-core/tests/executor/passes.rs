@@ -477,12 +477,7 @@ fn a_pass_that_moves_nothing_after_an_abandoned_one_keeps_the_fences() {
             device.create_stream("one").unwrap(),
             device.create_stream("two").unwrap(),
         ];
-        let mut offload = Offload::builder(&device)
-            .model(model.clone())
-            .remainder_below(64)
-            .device_budget(DeviceBudget::Least)
-            .build()
-            .unwrap();
+        let mut offload = support::least(&device, model.clone()).build().unwrap();
         let seen = support::Seen::default();
         for round in 0..6 {
             let turn = |offset: u64| &streams[((round + offset + seed / 2) % 2) as usize];
@@ -513,10 +508,7 @@ fn a_pass_that_moves_nothing_after_an_abandoned_one_keeps_the_fences() {
 fn a_trace_is_kept_for_as_many_passes_as_a_report_lists() {
     let device = CpuDevice::new();
     let stream = device.inline_stream();
-    let mut offload = Offload::builder(&device)
-        .model(toy::model(&[[8, 256]; 3], &support::MIXED, 1))
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
+    let mut offload = support::least(&device, toy::model(&[[8, 256]; 3], &support::MIXED, 1))
         .trace(true)
         .build()
         .unwrap();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use offload_core::cpu::CpuDevice;
 use offload_core::device::{Device, DeviceError, Rung};
 use offload_core::encoding::Encoding;
-use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, Report};
+use offload_core::executor::{ArrivalPolicy, Report};
 use offload_core::model::{Model, PassKind};
 use offload_core::source::Source;
 use offload_core::swappable::{Swappable, TensorSpec};
@@ -42,10 +42,7 @@ where
     let visits: Vec<usize> = (0..BLOCKS).collect();
     let compute = device.create_stream("compute").unwrap();
     let event = device.create_event().unwrap();
-    let mut offload = Offload::builder(device)
-        .model(model)
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
+    let mut offload = support::least(device, model)
         .pin_files(pin)
         .build()
         .unwrap();
@@ -78,12 +75,7 @@ fn once_all_is_pinned_the_caller_submits() {
     let device = copying();
     let (_kept, model) = model();
     let compute = device.create_stream("compute").unwrap();
-    let mut offload = Offload::builder(&device)
-        .model(model)
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
-        .build()
-        .unwrap();
+    let mut offload = support::least(&device, model).build().unwrap();
     let seen = support::Seen::default();
     while offload.report().unwrap().host.staged_bytes > 0 {
         support::pass(&mut offload, PassKind::FULL, &compute, &seen).unwrap();
@@ -247,10 +239,7 @@ fn pins_that_are_all_late_cost_the_patience_once() {
     let device = Observed::new(copying(), observer);
     let (_kept, model) = model();
     let compute = device.create_stream("compute").unwrap();
-    let mut offload = Offload::builder(&device)
-        .model(model)
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
+    let mut offload = support::least(&device, model)
         .pin_patience(Duration::from_millis(400))
         .build()
         .unwrap();
@@ -286,12 +275,7 @@ fn a_run_of_neighbours_in_memory_is_one_upload() {
     let device = Observed::new(CpuDevice::new(), recorder.clone());
     let expected = support::expected(&model, &ArrivalPolicy::default());
     let compute = device.create_stream("compute").unwrap();
-    let mut offload = Offload::builder(&device)
-        .model(model)
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
-        .build()
-        .unwrap();
+    let mut offload = support::least(&device, model).build().unwrap();
     let seen = support::Seen::default();
     let before = recorder.counts().uploads;
     for _ in 0..3 {

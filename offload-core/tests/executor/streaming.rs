@@ -130,10 +130,7 @@ fn notices(model: &Model, skip: bool, seeds: u64, amend: fn(Plan) -> Plan) -> bo
             let device = jittery(seed, true);
             let expected = support::expected(model, &ArrivalPolicy::default());
             let stream = device.create_stream("compute")?;
-            let mut offload = Offload::builder(&device)
-                .model(model.clone())
-                .remainder_below(64)
-                .device_budget(DeviceBudget::Least)
+            let mut offload = support::least(&device, model.clone())
                 .amend_plan(amend)
                 .build()?;
             let seen = support::Seen::default();
@@ -225,12 +222,7 @@ fn with_all_fences_skipped_visits_stay_right() {
     let expected = support::expected(&model, &ArrivalPolicy::default());
     let device = jittery(6, true);
     let stream = device.create_stream("compute").unwrap();
-    let mut offload = Offload::builder(&device)
-        .model(model)
-        .remainder_below(64)
-        .device_budget(DeviceBudget::Least)
-        .build()
-        .unwrap();
+    let mut offload = support::least(&device, model).build().unwrap();
     let seen = support::Seen::default();
     for round in 0..300 {
         let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();

@@ -11,7 +11,9 @@ use offload_core::cpu::CpuView;
 use offload_core::decode::{self, Float};
 use offload_core::device::Device;
 use offload_core::encoding::Encoding;
-use offload_core::executor::{ArrivalPolicy, Lease, Offload, OffloadError, Pass};
+use offload_core::executor::{
+    ArrivalPolicy, DeviceBudget, Lease, Offload, OffloadBuilder, OffloadError, Pass,
+};
 use offload_core::model::{Model, PassKind};
 use offload_core::source::{Source, SourceFile};
 use offload_core::swappable::{Swappable, TensorSpec};
@@ -156,4 +158,12 @@ pub(crate) fn in_file(model: &Model, file: &mut tempfile::NamedTempFile) -> Mode
         Arc::new(ToyBlock::new(block.name(), tensors.collect())) as Arc<dyn Swappable>
     });
     Model::new(blocks.collect()).unwrap()
+}
+
+/// Streams what may be streamed, all but the smallest tensors.
+pub(crate) fn least<D: Device>(device: &D, model: Model) -> OffloadBuilder<D> {
+    Offload::builder(device)
+        .model(model)
+        .remainder_below(64)
+        .device_budget(DeviceBudget::Least)
 }
