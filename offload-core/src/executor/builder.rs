@@ -12,7 +12,7 @@ use crate::executor::pinner::PATIENCE;
 use crate::executor::program;
 use crate::executor::readers::StagingBuffers;
 use crate::model::Model;
-use crate::plan::{Budget, Plan, PlanError, Workload};
+use crate::plan::{Budget, Decoding, Plan, PlanError, Wishes, Workload};
 
 /// Device memory that offloading may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +59,11 @@ pub struct Settings {
     pub costs: Costs,
     /// How many streamed blocks can arrive while one computes; the planner chooses by default.
     pub blocks_ahead: Option<u32>,
+    /// Where blocks that do not arrive as stored are decoded; the planner chooses by default.
+    pub decoding: Option<Decoding>,
+    /// Whether encoded blocks may stay on the device, to be decoded at each visit, where that is faster than streaming
+    /// them. Default: yes.
+    pub pack: bool,
     /// Whether what is streamed from files is page-locked, where the device can. Default: yes.
     pub pin_files: bool,
 }
@@ -70,6 +75,8 @@ impl Default for Settings {
             remainder_below_bytes: 64 << 10,
             costs: Costs::default(),
             blocks_ahead: None,
+            decoding: None,
+            pack: true,
             pin_files: true,
         }
     }
@@ -81,7 +88,12 @@ impl Settings {
     /// # Errors
     /// As [`Plan::make`].
     pub fn plan(&self, workload: &Workload, budget: Budget) -> Result<Plan, PlanError> {
-        Plan::make_ahead(workload, &self.costs.rates, budget, self.blocks_ahead)
+        let wishes = Wishes {
+            blocks_ahead: self.blocks_ahead,
+            decoding: self.decoding,
+            unpacked: !self.pack,
+        };
+        Plan::make_as(workload, &self.costs.rates, budget, wishes)
     }
 
     pub(super) fn layouts(&self, model: &Model) -> Vec<BlockLayout> {
@@ -225,9 +237,23 @@ impl<D: Device, M> OffloadBuilder<D, M> {
         self
     }
 
-    /// How many streamed blocks can arrive while one computes. Default: the planner chooses.
+    /// How many streamed blocks can arrive while one computes. Default: the planner chooses. Blocks are then decoded ahead,
+    /// unless [`decoding`](Self::decoding) says otherwise.
     pub fn blocks_ahead(mut self, blocks: u32) -> Self {
         self.settings.blocks_ahead = Some(blocks);
+        self
+    }
+
+    /// Where blocks that do not arrive as stored are decoded. Default: the planner chooses.
+    pub fn decoding(mut self, decoding: Decoding) -> Self {
+        self.settings.decoding = Some(decoding);
+        self
+    }
+
+    /// Whether encoded blocks may stay on the device, to be decoded at each visit. Default: yes, where that is faster
+    /// than streaming them.
+    pub fn pack(mut self, pack: bool) -> Self {
+        self.settings.pack = pack;
         self
     }
 

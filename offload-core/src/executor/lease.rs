@@ -49,10 +49,10 @@ impl<'p, D: Device> Lease<'p, D> {
         self.offload.model.blocks()[self.block_index()].name()
     }
 
-    /// Whether the block was brought for this visit.
+    /// Whether the block was brought over the wire for this visit.
     #[must_use]
     pub fn is_streamed(&self) -> bool {
-        self.visit_plan().place.is_some()
+        self.visit_plan().is_uploaded()
     }
 
     fn visit_plan(&self) -> &VisitPlan {
@@ -111,10 +111,16 @@ impl<'p, D: Device> Lease<'p, D> {
         let of_block = |error| OffloadError::of_block(self.name(), error);
         let visit = self.visit();
         if let Some(program) = transfer.program(progress.kind, visit) {
-            let after = program.after(Stage::Compute);
+            let turn = progress.turn();
             transfer
-                .fence(stream, after, progress.turn())
+                .fence(stream, program.after(Stage::Compute), turn)
                 .map_err(of_block)?;
+            if program.at_use {
+                let compute = progress.stream.as_ref().expect("a lease has a stream");
+                transfer
+                    .wait_for_decode(stream, compute, turn, visit)
+                    .map_err(of_block)?;
+            }
         }
         Ok(())
     }

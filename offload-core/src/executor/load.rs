@@ -1,4 +1,5 @@
-//! Loading what stays: residents and remainders, tensor by tensor, decoded in pieces through the staging range.
+//! Loading what stays: residents and remainders, tensor by tensor, decoded in pieces through the staging range; and
+//! packed blocks, as they are stored.
 //!
 //! Sources are read several pieces at a time, ahead of their uploads.
 
@@ -7,12 +8,12 @@ use std::sync::atomic::Ordering;
 use crate::device::{DecodeEntry, DecodeTable, Device, DeviceError};
 use crate::encoding::Encoding;
 use crate::executor::error::OffloadError;
-use crate::executor::layout::{BlockLayout, Location};
+use crate::executor::layout::{BlockLayout, Location, TensorLayout};
 use crate::executor::program::PinnedSources;
 use crate::executor::readers::{self, Readers};
 use crate::executor::transfer::{Mark, Transfer};
 use crate::model::Model;
-use crate::plan::{PLACE_ALIGN, Place, Plan};
+use crate::plan::{BlockPlan, PLACE_ALIGN, Place, Plan};
 
 /// The largest piece that is uploaded at once.
 const PIECE_BYTES: u64 = 16 << 20;
@@ -37,12 +38,18 @@ struct Pieces {
     tables: Vec<DecodeTable>,
 }
 
-/// Where a tensor stays, if it does.
-fn home(plan: &Plan, block: usize, location: Location) -> Option<u64> {
-    let block = &plan.blocks[block];
-    match location {
-        Location::Place(offset) => block.resident.map(|place| place.offset + offset),
-        Location::Remainder(offset) => block.remainder.map(|place| place.offset + offset),
+/// Where a tensor stays, if it does, and whether it stays as it is stored.
+fn home(plan: &Plan, block: usize, tensor: &TensorLayout) -> Option<(u64, bool)> {
+    let BlockPlan {
+        remainder,
+        resident,
+        packed,
+        ..
+    } = &plan.blocks[block];
+    match (tensor.location, packed) {
+        (Location::Remainder(offset), _) => remainder.map(|place| (place.offset + offset, false)),
+        (Location::Place(_), Some(place)) => Some((place.offset + tensor.image_offset, true)),
+        (Location::Place(offset), None) => resident.map(|place| (place.offset + offset, false)),
     }
 }
 
@@ -54,14 +61,14 @@ fn cut(model: &Model, layouts: &[BlockLayout], plan: &Plan) -> Pieces {
         for (tensor, (spec, tensor_layout)) in
             swappable.tensors().iter().zip(&layout.tensors).enumerate()
         {
-            let Some(home) = home(plan, block, tensor_layout.location) else {
+            let Some((home, packed)) = home(plan, block, tensor_layout) else {
                 continue;
             };
             let len = spec.source().len();
             let (stored, arrived) = (spec.encoding(), tensor_layout.arrived);
             let whole =
                 |bytes: u64| (bytes / stored.quant_block_bytes()) * stored.quant_block_bytes();
-            let decoded = stored != arrived;
+            let decoded = stored != arrived && !packed;
             // One half if that holds a quant block, else the whole staging range.
             let (halves, room) = match whole(half_bytes) {
                 0 => (1, whole(staging.bytes)),

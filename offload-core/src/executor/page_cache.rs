@@ -12,7 +12,7 @@ use crate::executor::layout::BlockLayout;
 use crate::executor::program::KindProgram;
 use crate::executor::readers::StagingBuffers;
 use crate::model::Model;
-use crate::plan::{Plan, Tier, Workload};
+use crate::plan::{Form, Plan, Tier, Workload};
 use crate::source::{DIRECT_ALIGN, Source, SourceFile};
 use crate::swappable::{Swappable, TensorSpec};
 
@@ -55,7 +55,7 @@ impl PastCache {
         }
         let planned = plan()?;
         let streamed = planned.blocks.iter().zip(&bytes);
-        let streamed = streamed.filter(|(block, _)| block.resident.is_none());
+        let streamed = streamed.filter(|(block, _)| block.form == Form::Streamed);
         if total(streamed.map(|(_, bytes)| bytes)) > u128::from(cache_bytes) {
             past.blocks = spread(&bytes, cache_bytes);
         }

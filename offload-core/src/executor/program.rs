@@ -1,4 +1,4 @@
-//! Plan and layout joined: for each streamed visit its uploads and decode table, with every offset fixed.
+//! Plan and layout joined: for each visit that is not to a resident its uploads and decode table, with every offset fixed.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -8,7 +8,8 @@ use crate::executor::costs::Costs;
 use crate::executor::layout::{BlockLayout, Location};
 use crate::model::Model;
 use crate::plan::{
-    BlockLoad, Dependency, KindLoad, PassRef, Place, Plan, Stage, Tier, VisitLoad, Workload,
+    BlockLoad, Decoding, Dependency, KindLoad, PassRef, Place, Plan, Stage, Tier, VisitLoad,
+    Workload,
 };
 use crate::source::Source;
 
@@ -153,12 +154,16 @@ impl<D: Device> UploadStep<D> {
     }
 }
 
-/// A streamed visit.
+/// A visit to a streamed or packed block.
 #[derive(Debug)]
 pub(super) struct VisitProgram<D: Device> {
+    /// Whether it comes over the wire; else it is packed.
+    pub(super) uploaded: bool,
     pub(super) uploads: Vec<UploadStep<D>>,
     /// Index of the decode table, unless the block is direct.
     pub(super) table: Option<usize>,
+    /// Whether it is decoded on the compute stream.
+    pub(super) at_use: bool,
     /// What upload, decode and compute wait for.
     after: [Vec<Dependency>; 3],
 }
@@ -168,6 +173,8 @@ pub(super) struct VisitProgram<D: Device> {
 pub(super) struct OperationProgram {
     pub(super) stage: Stage,
     pub(super) visit: usize,
+    /// Whether it is submitted with the visit, by the caller: computes and decodes at use.
+    pub(super) with_visit: bool,
     /// While the pass before is running, so many of its visits have to be closed first, by its kind.
     pub(super) needs_closed_before: Vec<usize>,
 }
@@ -215,10 +222,14 @@ pub(super) fn build<D: Device>(
             };
             let (layout, block) = (&layouts[visit.block], &model.blocks()[visit.block]);
             let specs = block.tensors();
-            let image = visit.staging.unwrap_or(place);
+            let image = visit.encoded().unwrap_or(place);
             let demands = |tensor: usize| kind.demands(visit.block, tensor);
+            let brought = match visit.is_uploaded() {
+                true => layout.uploads(specs, demands),
+                false => Vec::new(),
+            };
             let mut uploads = Vec::new();
-            for upload in layout.uploads(specs, demands) {
+            for upload in brought {
                 let pinned = match &upload.source {
                     source @ Source::Memory { .. } => device.pin(source)?.pinned(),
                     Source::File { .. } | Source::Described { .. } => None,
@@ -231,7 +242,7 @@ pub(super) fn build<D: Device>(
                     pinned: pinned.map_or_else(OnceLock::new, OnceLock::from),
                 });
             }
-            let table = visit.staging.map(|staging| {
+            let table = visit.encoded().map(|encoded| {
                 let entries = layout
                     .streamable()
                     .iter()
@@ -247,7 +258,7 @@ pub(super) fn build<D: Device>(
                             scale: (specs[tensor].scale().cloned())
                                 .filter(|_| tensor_layout.arrived != specs[tensor].encoding()),
                             encoded: Place {
-                                offset: staging.offset + tensor_layout.image_offset,
+                                offset: encoded.offset + tensor_layout.image_offset,
                                 bytes: specs[tensor].source().len(),
                             },
                             place: Place {
@@ -258,23 +269,30 @@ pub(super) fn build<D: Device>(
                     });
                 tables.push(DecodeTable {
                     entries: entries.collect(),
-                    staging: Some(staging),
+                    staging: visit.staging,
                 });
                 tables.len() - 1
             });
             visits.push(Some(VisitProgram {
+                uploaded: visit.is_uploaded(),
                 uploads,
                 table,
+                at_use: table.is_some() && plan.decoding == Decoding::AtUse,
                 after: Default::default(),
             }));
         }
+        let with_visit = |stage: Stage| match stage {
+            Stage::Upload => false,
+            Stage::Decode => plan.decoding == Decoding::AtUse,
+            Stage::Compute => true,
+        };
         let mut operations = Vec::new();
         for operation in &kind_plan.operations {
             let visit = operation.visit as usize;
             let mut needs_closed_before = vec![0; plan.kinds.len()];
             for dependency in &operation.after {
-                if let (PassRef::Previous(kind), Stage::Compute) =
-                    (dependency.pass, dependency.stage)
+                if let PassRef::Previous(kind) = dependency.pass
+                    && with_visit(dependency.stage)
                 {
                     let needs = &mut needs_closed_before[kind];
                     *needs = (dependency.visit as usize + 1).max(*needs);
@@ -283,13 +301,14 @@ pub(super) fn build<D: Device>(
             operations.push(OperationProgram {
                 stage: operation.stage,
                 visit,
+                with_visit: with_visit(operation.stage),
                 needs_closed_before,
             });
             if let Some(program) = &mut visits[visit] {
                 program.after[stage_index(operation.stage)].clone_from(&operation.after);
             }
         }
-        let moves = |operation: &OperationProgram| operation.stage != Stage::Compute;
+        let moves = |operation: &OperationProgram| !operation.with_visit;
         operations.truncate(
             operations
                 .iter()
@@ -311,12 +330,13 @@ impl<D: Device> VisitProgram<D> {
         &self.after[stage_index(stage)]
     }
 
-    /// The last operation before the block can be read.
-    pub(super) fn last_stage(&self) -> Stage {
-        if self.table.is_some() {
-            Stage::Decode
-        } else {
-            Stage::Upload
+    /// The operations that are submitted ahead of the visit, first and last; none for what is packed and decoded at use.
+    pub(super) fn ahead(&self) -> Option<[Stage; 2]> {
+        match (self.uploaded, self.table.is_some() && !self.at_use) {
+            (true, true) => Some([Stage::Upload, Stage::Decode]),
+            (true, false) => Some([Stage::Upload; 2]),
+            (false, true) => Some([Stage::Decode; 2]),
+            (false, false) => None,
         }
     }
 

@@ -26,7 +26,7 @@ pub(super) struct Loaded<D: Device> {
     pub(super) program: D::Program,
 }
 
-/// Events of one streamed visit in one set.
+/// Events of one visit to a streamed or packed block in one set.
 #[derive(Debug)]
 pub(super) struct VisitEvents<D: Device> {
     pub(super) upload: D::Event,
@@ -59,6 +59,17 @@ pub(super) struct VisitState {
     pub(super) decode: Generation,
     pub(super) compute: Generation,
     pub(super) reach: Generation,
+}
+
+impl VisitState {
+    pub(super) fn new(pass: u64, epoch: u64, arrival: Arrival) -> Self {
+        Self {
+            pass,
+            epoch,
+            arrival,
+            ..Self::default()
+        }
+    }
 }
 
 /// An event and its last recording.
@@ -149,7 +160,7 @@ pub(super) struct Transfer<D: Device> {
     pub(super) names: Vec<String>,
     pub(super) upload: D::Stream,
     pub(super) decode: D::Stream,
-    /// Events by set, kind and visit; `None` where nothing is streamed.
+    /// Events by set, kind and visit; `None` for visits to residents.
     events: Vec<Vec<Vec<Option<VisitEvents<D>>>>>,
     states: Mutex<States>,
     submitted: Condvar,
@@ -250,7 +261,7 @@ impl<D: Device> Transfer<D> {
     pub(super) fn events(&self, pass: u64, kind: usize, visit: usize) -> &VisitEvents<D> {
         self.events[set_of(pass)][kind][visit]
             .as_ref()
-            .expect("streamed visits have events")
+            .expect("visits with a program have events")
     }
 
     pub(super) fn pass_end(&self, pass: u64) -> &Mark<D> {
@@ -284,9 +295,8 @@ impl<D: Device> Transfer<D> {
         let state = &mut states.visits[set_of(job.pass)][job.kind][job.visit];
         // A later epoch may already have queued the same visit again.
         if (state.pass, state.epoch) == (job.pass, job.epoch) {
-            let last = self
-                .program(job.kind, job.visit)
-                .is_some_and(|program| program.last_stage() == job.stage);
+            let ahead = self.visit_program(job).ahead();
+            let last = ahead.is_some_and(|[_, last]| last == job.stage);
             match (outcome, &state.arrival) {
                 (_, Arrival::Failed(_)) => {}
                 (Err(error), _) => state.arrival = Arrival::Failed(error),
@@ -376,8 +386,8 @@ impl<D: Device> Transfer<D> {
         Ok(())
     }
 
-    /// Everything that has to be submitted before the uploads of `job`.
-    pub(super) fn begin_upload(&self, job: &Job<D>) -> Result<(), DeviceError> {
+    /// What the first job of a pass waits for.
+    fn begin_pass(&self, job: &Job<D>) -> Result<(), DeviceError> {
         let (device, streams) = (&self.device, [&self.upload, &self.decode]);
         if job.first {
             // Passes older than the one before have ended for the host, or will have by this mark; a cold start also
@@ -395,10 +405,16 @@ impl<D: Device> Transfer<D> {
                 self.decode_tail.wait(device, &self.upload)?;
             }
         }
+        Ok(())
+    }
+
+    /// Everything that has to be submitted before the uploads of `job`.
+    pub(super) fn begin_upload(&self, job: &Job<D>) -> Result<(), DeviceError> {
+        self.begin_pass(job)?;
         let after = self.visit_program(job).after(Stage::Upload);
         self.fence(&self.upload, after, job.turn())?;
         if let Some([begin, _]) = &self.events(job.pass, job.kind, job.visit).begin {
-            device.record(&self.upload, begin)?;
+            self.device.record(&self.upload, begin)?;
         }
         Ok(())
     }
@@ -459,30 +475,66 @@ impl<D: Device> Transfer<D> {
         Ok(())
     }
 
-    /// Submits the decode of `job`.
-    pub(super) fn decode(&self, job: &Job<D>) -> Result<(), DeviceError> {
-        let (device, program) = (&self.device, self.visit_program(job));
+    /// Submits the decode of a visit on `stream`.
+    pub(super) fn decode(
+        &self,
+        stream: &D::Stream,
+        turn: Turn,
+        visit: usize,
+        loaded: &Loaded<D>,
+    ) -> Result<(), DeviceError> {
+        let (device, program) = (&self.device, self.program(turn.kind, visit));
+        let program = program.expect("decodes are planned for visits with a program");
         let table = program
             .table
             .expect("decodes are planned for blocks with a table");
-        let events = self.events(job.pass, job.kind, job.visit);
-        let after = program.after(Stage::Decode);
-        self.fence(&self.decode, after, job.turn())?;
-        if let Some([_, begin]) = &events.begin {
-            device.record(&self.decode, begin)?;
+        self.fence(stream, program.after(Stage::Decode), turn)?;
+        let begin = &self.events(turn.pass, turn.kind, visit).begin;
+        if let Some([_, begin]) = begin {
+            device.record(stream, begin)?;
         }
-        device.decode(&self.decode, &job.loaded.arena, &job.loaded.program, table)?;
-        let decoded = device.record(&self.decode, &events.decode)?;
-        self.update(job.pass, job.kind, job.visit, |state| {
-            state.decode = decoded
-        });
+        device.decode(stream, &loaded.arena, &loaded.program, table)?;
+        // What is packed stays, and whoever overwrites its place waits for the reader.
+        if program.at_use && !program.uploaded && begin.is_none() {
+            return Ok(());
+        }
+        self.mark_decoded(stream, turn, visit)
+    }
+
+    /// Marks that a visit is decoded, or passed over.
+    pub(super) fn mark_decoded(
+        &self,
+        stream: &D::Stream,
+        turn: Turn,
+        visit: usize,
+    ) -> Result<(), DeviceError> {
+        let event = &self.events(turn.pass, turn.kind, visit).decode;
+        let decoded = self.device.record(stream, event)?;
+        self.update(turn.pass, turn.kind, visit, |state| state.decode = decoded);
         Ok(())
+    }
+
+    /// Has `stream` wait for what was decoded at use on `compute`.
+    pub(super) fn wait_for_decode(
+        &self,
+        stream: &D::Stream,
+        compute: &D::Stream,
+        turn: Turn,
+        visit: usize,
+    ) -> Result<(), DeviceError> {
+        let decoded = || self.state(turn.pass, turn.kind, visit).decode;
+        if decoded().0 == 0 {
+            self.mark_decoded(compute, turn, visit)?;
+        }
+        let event = &self.events(turn.pass, turn.kind, visit).decode;
+        self.device.wait(stream, event, decoded())
     }
 
     /// Submits a job that reads no staging buffer.
     pub(super) fn submit(&self, job: &Job<D>) -> Result<(), DeviceError> {
         if job.stage == Stage::Decode {
-            return self.decode(job);
+            self.begin_pass(job)?;
+            return self.decode(&self.decode, job.turn(), job.visit, &job.loaded);
         }
         self.begin_upload(job)?;
         self.upload_pinned(job, false)?;
@@ -491,7 +543,7 @@ impl<D: Device> Transfer<D> {
 
     pub(super) fn visit_program(&self, job: &Job<D>) -> &VisitProgram<D> {
         self.program(job.kind, job.visit)
-            .expect("jobs are streamed visits")
+            .expect("jobs are of visits with a program")
     }
 }
 

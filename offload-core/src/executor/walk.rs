@@ -52,7 +52,7 @@ pub(super) struct Progress<D: Device> {
     pub(super) pass: u64,
     epoch: u64,
     pub(super) kind: usize,
-    stream: Option<D::Stream>,
+    pub(super) stream: Option<D::Stream>,
     open: bool,
     /// The kind of the pass before, if this one follows it warm.
     previous: Option<usize>,
@@ -148,7 +148,7 @@ impl<D: Device> Offload<D> {
         self.harvest_oldest()?;
         // While this pass runs, the next one takes over the events of the pass before the last, on which arrivals of the
         // last depend.
-        let last = self.progress.ended[1].map(|last| self.await_last_submission(last));
+        let last = self.progress.ended[1].map(|last| self.await_last_submissions(last));
         // An arrival failed that nobody waited for, because its visit was skipped. Whatever came after it was given up.
         let failed = matches!(last, Some(Err(_)));
         let epoch = self.transfer.epoch.load(Ordering::Acquire);
@@ -267,8 +267,12 @@ impl<D: Device> Offload<D> {
         let transfer = Arc::clone(&self.transfer);
         let (kind, closed) = (self.progress.kind, self.closed());
         while let Some(operation) = transfer.kinds[kind].operations.get(self.progress.issued) {
-            if operation.stage == Stage::Compute {
-                if operation.visit >= closed {
+            if operation.with_visit {
+                let submitted = match operation.stage {
+                    Stage::Compute => closed,
+                    Stage::Upload | Stage::Decode => self.progress.next_visit,
+                };
+                if operation.visit >= submitted {
                     return false;
                 }
             } else {
@@ -294,7 +298,7 @@ impl<D: Device> Offload<D> {
         }
         self.progress.head_kind = next;
         while let Some(operation) = transfer.kinds[next].operations.get(self.progress.head) {
-            if operation.stage == Stage::Compute || operation.needs_closed_before[kind] > closed {
+            if operation.with_visit || operation.needs_closed_before[kind] > closed {
                 return;
             }
             self.issue(Ahead::Next, next, operation.stage, operation.visit);
@@ -333,15 +337,10 @@ impl<D: Device> Offload<D> {
         if first {
             transfer.pass_bytes(pass).store(0, Ordering::Relaxed);
         }
-        if stage == Stage::Upload {
+        let ahead = (transfer.program(kind, visit)).and_then(VisitProgram::ahead);
+        if ahead.is_some_and(|[first, _]| first == stage) {
             transfer.update(pass, kind, visit, |state| {
-                let arrival = Arrival::Queued;
-                *state = VisitState {
-                    pass,
-                    epoch,
-                    arrival,
-                    ..VisitState::default()
-                };
+                *state = VisitState::new(pass, epoch, Arrival::Queued);
             });
         }
         let loaded = Arc::clone(self.loaded.as_ref().expect("passes run while loaded"));
@@ -447,6 +446,10 @@ impl<D: Device> Offload<D> {
             Ok(()) => {
                 self.progress.next_visit += 1;
                 Counters::add(&self.counters.visits, 1);
+                let program = self.transfer.program(self.progress.kind, visit);
+                if program.is_some_and(|program| program.at_use && program.uploaded) {
+                    self.pump(); // its staging is free once it is decoded
+                }
                 Ok(true)
             }
             Err(error) => Err(self.fail(error)),
@@ -469,18 +472,30 @@ impl<D: Device> Offload<D> {
             .expect("an open pass has a stream");
         let block = transfer.kinds[kind].blocks[visit];
         let of_block = |error| OffloadError::of_block(&transfer.names[block], error);
+        let loaded = Arc::clone(self.loaded.as_ref().expect("passes run while loaded"));
         if let Some(program) = transfer.program(kind, visit) {
-            self.await_arrival(pass, kind, visit)?;
-            let generation = device
-                .record(&stream, &transfer.events(pass, kind, visit).reach)
-                .map_err(of_block)?;
-            transfer.update(pass, kind, visit, |state| state.reach = generation);
-            let after = program.after(Stage::Compute);
+            self.reach(program, visit)?;
+            let events = transfer.events(pass, kind, visit);
+            // Only what waits can stall.
+            if program.ahead().is_some() || events.begin.is_some() {
+                let generation = device.record(&stream, &events.reach).map_err(of_block)?;
+                transfer.update(pass, kind, visit, |state| state.reach = generation);
+            }
+            let turn = self.progress.turn();
+            if program.at_use {
+                self.progress
+                    .live
+                    .submit(Stage::Decode, &self.plan.kinds[kind].visits[visit]);
+                self.counters
+                    .set_live(self.fixed_bytes() + self.progress.live.now());
+                transfer
+                    .decode(&stream, turn, visit, &loaded)
+                    .map_err(of_block)?;
+            }
             transfer
-                .fence(&stream, after, self.progress.turn())
+                .fence(&stream, program.after(Stage::Compute), turn)
                 .map_err(of_block)?;
         }
-        let loaded = self.loaded.as_ref().expect("passes run while loaded");
         let plan = &self.plan.blocks[block];
         let place = self.plan.kinds[kind].visits[visit].place.or(plan.resident);
         let mut holds = [None, None];
@@ -498,6 +513,20 @@ impl<D: Device> Offload<D> {
             }
         }
         self.progress.lease = Some(OpenLease { visit, holds });
+        Ok(())
+    }
+
+    /// Waits until what arrives ahead of a visit is submitted. What does not has its state begin here.
+    fn reach(&self, program: &VisitProgram<D>, visit: usize) -> Result<(), OffloadError> {
+        let Progress {
+            pass, epoch, kind, ..
+        } = self.progress;
+        if program.ahead().is_some() {
+            return self.await_arrival(pass, kind, visit);
+        }
+        self.transfer.update(pass, kind, visit, |state| {
+            *state = VisitState::new(pass, epoch, Arrival::Submitted);
+        });
         Ok(())
     }
 
@@ -532,15 +561,38 @@ impl<D: Device> Offload<D> {
             .clone()
             .expect("an open pass has a stream");
         // Its arrival was issued, because everything it depends on is closed; only its reader is missing.
-        if let Err(error) = self.release(visit, &stream) {
+        if let Err(error) = self.pass_over(visit, &stream) {
             let error = OffloadError::of_block(self.transfer.block_name(kind, visit), error);
             return Err(self.fail(error));
         }
         self.progress.next_visit += 1;
-        self.progress.unread |= self.transfer.program(kind, visit).is_some();
+        let program = self.transfer.program(kind, visit);
+        self.progress.unread |= program.is_some_and(|program| program.ahead().is_some());
         Counters::add(&self.counters.skipped, 1);
         self.pump();
         Ok(true)
+    }
+
+    /// Records that nothing computes with a visit, nor decodes at its use.
+    fn pass_over(&mut self, visit: usize, stream: &D::Stream) -> Result<(), DeviceError> {
+        let transfer = Arc::clone(&self.transfer);
+        let Progress {
+            pass, epoch, kind, ..
+        } = self.progress;
+        if let Some(program) = transfer.program(kind, visit) {
+            if program.ahead().is_none() {
+                transfer.update(pass, kind, visit, |state| {
+                    *state = VisitState::new(pass, epoch, Arrival::Submitted);
+                });
+            }
+            if program.at_use {
+                // For those who wait for the decode.
+                let plan = &self.plan.kinds[kind].visits[visit];
+                self.progress.live.submit(Stage::Decode, plan);
+                transfer.mark_decoded(stream, self.progress.turn(), visit)?;
+            }
+        }
+        self.release(visit, stream)
     }
 
     /// Waits for the pass before the last, and takes its times.
@@ -555,20 +607,26 @@ impl<D: Device> Offload<D> {
         self.harvest(ended)
     }
 
-    /// The last streamed visit of a pass that is complete, once it is submitted. Somebody who leased it waited for that
-    /// already; nobody did if it was skipped.
+    /// The last visits of a pass that is complete whose arrivals are on either stream, once they are submitted. Somebody
+    /// who leased them waited for that already; nobody did if they were skipped.
     ///
     /// # Errors
-    /// When it failed, or an arrival before it. Nothing of it is under way then.
-    fn await_last_submission(&self, ended: Ended) -> Result<Option<usize>, OffloadError> {
+    /// When one failed, or an arrival before it. Nothing of it is under way then.
+    fn await_last_submissions(&self, ended: Ended) -> Result<[Option<usize>; 2], OffloadError> {
         let visits = &self.transfer.kinds[ended.kind].visits;
-        let last = visits.iter().rposition(Option::is_some);
-        let Some(last) = last.filter(|_| ended.complete) else {
-            return Ok(None);
+        let last_on = |stage: Stage| {
+            let ends_there = |visit: &Option<VisitProgram<D>>| {
+                let ahead = visit.as_ref().and_then(VisitProgram::ahead);
+                ahead.is_some_and(|[_, last]| last == stage)
+            };
+            (visits.iter().rposition(ends_there)).filter(|_| ended.complete)
         };
-        self.transfer
-            .await_submission(ended.pass, ended.kind, last)?;
-        Ok(Some(last))
+        let last = [last_on(Stage::Upload), last_on(Stage::Decode)];
+        for visit in last.into_iter().flatten() {
+            self.transfer
+                .await_submission(ended.pass, ended.kind, visit)?;
+        }
+        Ok(last)
     }
 
     /// Waits until the device is done with a pass: with its last compute and its last arrival. Arrivals of an abandoned
@@ -579,30 +637,29 @@ impl<D: Device> Offload<D> {
             .pass_end(ended.pass)
             .synchronize(&transfer.device)?;
         // One that failed concerns nobody but the visits that need it.
-        let Ok(Some(last)) = self.await_last_submission(ended) else {
+        let Ok([uploaded, decoded]) = self.await_last_submissions(ended) else {
             return Ok(());
         };
-        let state = transfer.state(ended.pass, ended.kind, last);
-        let events = transfer.events(ended.pass, ended.kind, last);
-        let stage = transfer
-            .program(ended.kind, last)
-            .map(VisitProgram::last_stage);
-        let (event, generation) = match stage {
-            Some(Stage::Decode) => (&events.decode, state.decode),
-            _ => (&events.upload, state.upload),
-        };
-        // 0: a worker dropped it, because the pass after this one was abandoned in the meantime.
-        if generation.0 == 0 {
-            Ok(())
-        } else {
-            transfer.device.synchronize(event, generation)
+        for (visit, stage) in [(uploaded, Stage::Upload), (decoded, Stage::Decode)] {
+            let Some(visit) = visit else { continue };
+            let state = transfer.state(ended.pass, ended.kind, visit);
+            let events = transfer.events(ended.pass, ended.kind, visit);
+            let (event, generation) = match stage {
+                Stage::Decode => (&events.decode, state.decode),
+                Stage::Upload | Stage::Compute => (&events.upload, state.upload),
+            };
+            // 0: a worker dropped it, because the pass after this one was abandoned in the meantime.
+            if generation.0 != 0 {
+                transfer.device.synchronize(event, generation)?;
+            }
         }
+        Ok(())
     }
 
     pub(super) fn harvest_all(&mut self) -> Result<(), OffloadError> {
         self.mark_end()?;
         if let Some(last) = self.progress.ended[1]
-            && self.await_last_submission(last).is_err()
+            && self.await_last_submissions(last).is_err()
         {
             self.abandon_transfers(); // nobody asks about that pass any more once its times are taken
         }
@@ -645,12 +702,15 @@ impl<D: Device> Offload<D> {
                 continue; // skipped, or never reached
             }
             let events = transfer.events(pass, kind, visit);
-            let arrived = if program.table.is_some() {
-                &events.decode
-            } else {
-                &events.upload
+            let arrived = match program.ahead() {
+                Some([_, Stage::Decode]) => Some(&events.decode),
+                Some(_) => Some(&events.upload),
+                None => None,
             };
-            let stalled = device.elapsed(&events.reach, arrived)?.max(0.0);
+            let stalled = match arrived {
+                Some(arrived) => device.elapsed(&events.reach, arrived)?.max(0.0),
+                None => 0.0,
+            };
             stall_s += stalled;
             if let (Some(origin), Some([upload, decode])) = (&self.origin, &events.begin) {
                 let block = transfer.block_name(kind, visit);
@@ -667,15 +727,21 @@ impl<D: Device> Offload<D> {
                     });
                     Ok::<_, DeviceError>(())
                 };
-                span("upload", upload, &events.upload, 0.0)?;
+                if program.uploaded {
+                    span("upload", upload, &events.upload, 0.0)?;
+                }
                 if program.table.is_some() {
                     span("decode", decode, &events.decode, 0.0)?;
                 }
-                if stalled > 0.0 {
+                if let Some(arrived) = arrived.filter(|_| stalled > 0.0) {
                     span("stall", &events.reach, arrived, 0.0)?;
                 }
                 if state.compute.0 > 0 {
-                    span("compute", &events.reach, &events.compute, stalled)?;
+                    let (from, shift) = match program.at_use {
+                        true => (&events.decode, 0.0),
+                        false => (&events.reach, stalled),
+                    };
+                    span("compute", from, &events.compute, shift)?;
                 }
             }
         }

@@ -10,7 +10,7 @@ pub(super) struct KindCosts {
     pub(super) weight: f64,
     /// Upload, if the visit is streamed.
     pub(super) upload: Vec<f64>,
-    /// Decode, if the visit is streamed; 0 for what arrives as stored.
+    /// Decode, if the visit is streamed or packed; 0 for what arrives as stored.
     pub(super) decode: Vec<f64>,
     /// Compute.
     pub(super) compute: Vec<f64>,

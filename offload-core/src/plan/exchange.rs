@@ -9,8 +9,9 @@
 //! It ends when no move gains, when the placement bound is reached, or when the work of a step is done. Work is counted
 //! in sums over visits, not in time, so that every machine makes the same plan.
 
+use super::Form;
 use super::placement::{EVALUATION, Search, depth, is_better};
-use super::problem::{Evaluation, Placement};
+use super::problem::{Evaluation, Placement, Problem};
 
 /// Placements to begin with.
 const STARTS: usize = 4;
@@ -20,11 +21,11 @@ const STARTS: usize = 4;
 enum Move {
     /// Nothing changes but the depths; room that is left takes more residents.
     Stay,
-    /// A streamed block becomes resident; residents that are worth least make room.
-    Keep(usize),
-    /// A resident is streamed; streamed blocks that are worth most take its room.
+    /// A block takes this form and stays; what is worth least makes room.
+    Keep(usize, Form),
+    /// A block that stays is streamed; streamed blocks that are worth most take its room.
     Stream(usize),
-    /// A streamed block and a resident change roles.
+    /// A streamed block and one that stays change roles.
     Swap(usize, usize),
 }
 
@@ -32,21 +33,36 @@ impl Move {
     /// All moves, the most promising ones first. Swaps are many, so none is made before it is asked for.
     fn all(
         from: &Placement,
+        problem: &Problem,
         free: &[usize],
         worth: &[usize],
     ) -> impl Iterator<Item = Self> + use<> {
-        let (out, kept): (Vec<usize>, Vec<usize>) =
-            free.iter().partition(|&&block| from.streamed[block]);
-        let (mut keep, stream): (Vec<usize>, Vec<usize>) =
-            worth.iter().partition(|&&block| from.streamed[block]);
+        let is_streamed = |block: &&usize| from.forms[**block] == Form::Streamed;
+        let (out, kept): (Vec<usize>, Vec<usize>) = free.iter().partition(is_streamed);
+        let (mut keep, stream): (Vec<usize>, Vec<usize>) = worth.iter().partition(is_streamed);
         keep.reverse();
+        let packed: Vec<usize> = (worth.iter().rev().copied())
+            .filter(|&block| problem.sizes[block].can_pack && from.forms[block] != Form::Packed)
+            .collect();
+        let unpacked = (worth.iter().rev().copied())
+            .filter(|&block| from.forms[block] == Form::Packed)
+            .collect::<Vec<_>>();
         let swaps = out.into_iter().flat_map(move |one| {
             let kept = kept.clone();
             kept.into_iter().map(move |other| Self::Swap(one, other))
         });
         [Self::Stay]
             .into_iter()
-            .chain(keep.into_iter().map(Self::Keep))
+            .chain(
+                packed
+                    .into_iter()
+                    .map(|block| Self::Keep(block, Form::Packed)),
+            )
+            .chain(
+                keep.into_iter()
+                    .chain(unpacked)
+                    .map(|block| Self::Keep(block, Form::Resident)),
+            )
             .chain(stream.into_iter().map(Self::Stream))
             .chain(swaps)
     }
@@ -85,20 +101,23 @@ impl Search<'_> {
     ) -> Option<(Placement, Evaluation)> {
         let visits = self.visits();
         let problem = self.problem;
-        for made in Move::all(from, &self.free, &self.worth) {
-            for &window_depth in problem.window_depths.iter().rev() {
+        let mut passages: Vec<_> = problem.passages().collect();
+        passages.reverse();
+        for made in Move::all(from, problem, &self.free, &self.worth) {
+            for &(decoding, window_depth) in &passages {
                 for &staging_depth in self.staging_depths.iter().rev() {
                     if self.is_done() || *work == 0 {
                         return None;
                     }
                     let mut placement = Placement {
-                        streamed: from.streamed.clone(),
+                        forms: from.forms.clone(),
                         window_depth,
                         staging_depth,
+                        decoding,
                     };
                     if !self.make(made, &mut placement, work)
                         || self.known.contains_key(&placement)
-                        || self.problem.schedule_bound_s(&placement.streamed) >= than.seconds
+                        || self.problem.schedule_bound_s(&placement.forms) >= than.seconds
                     {
                         continue;
                     }
@@ -123,32 +142,40 @@ impl Search<'_> {
         match made {
             Move::Stay => {}
             Move::Swap(one, other) => {
-                placement.streamed[one] = !placement.streamed[one];
-                placement.streamed[other] = !placement.streamed[other];
+                // A form that the other may take as well.
+                let stays = match placement.forms[other] {
+                    Form::Packed if !self.problem.sizes[one].can_pack => Form::Resident,
+                    form => form,
+                };
+                placement.forms[one] = stays;
+                placement.forms[other] = Form::Streamed;
                 return fits(placement);
             }
-            Move::Keep(block) => {
-                placement.streamed[block] = false;
+            Move::Keep(block, form) => {
+                placement.forms[block] = form;
                 for &other in self.worth.iter().filter(|&&other| other != block) {
-                    if placement.streamed[other] {
+                    if placement.forms[other] == Form::Streamed {
                         continue;
                     }
                     if fits(placement) {
                         break;
                     }
-                    placement.streamed[other] = true;
+                    placement.forms[other] = Form::Streamed;
                 }
             }
-            Move::Stream(block) => placement.streamed[block] = true,
+            Move::Stream(block) => placement.forms[block] = Form::Streamed,
         }
         if !fits(placement) {
             return false;
         }
         for &other in self.worth.iter().rev() {
-            if placement.streamed[other] && made != Move::Stream(other) {
-                placement.streamed[other] = false;
+            if placement.forms[other] == Form::Streamed && made != Move::Stream(other) {
+                placement.forms[other] = Form::Resident;
+                if !fits(placement) && self.problem.sizes[other].can_pack {
+                    placement.forms[other] = Form::Packed;
+                }
                 if !fits(placement) {
-                    placement.streamed[other] = true;
+                    placement.forms[other] = Form::Streamed;
                 }
             }
         }

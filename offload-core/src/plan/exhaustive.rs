@@ -4,10 +4,12 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::least::least;
-use super::placement;
+use super::placement::{self, Assignments};
 use super::problem::{Evaluation, Placement, Problem};
 use super::spread::{Order, Phase};
-use super::{BlockLoad, KindLoad, Rates, Tier, VisitLoad, Workload, certificate};
+use super::{
+    BlockLoad, Decoding, Form, KindLoad, Rates, Tier, VisitLoad, Wishes, Workload, certificate,
+};
 use crate::model::Residency;
 
 fn rates() -> Rates {
@@ -19,10 +21,10 @@ fn rates() -> Rates {
     }
 }
 
-/// A workload of up to six blocks. `like` ones differ little, as those of one model do.
-fn workload(seed: u64, like: bool) -> Workload {
+/// A workload of at most `most` blocks. `like` ones differ little, as those of one model do.
+fn workload(seed: u64, like: bool, most: usize) -> Workload {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let count = rng.random_range(1..=6);
+    let count = rng.random_range(1..=most);
     let decoded = rng.random_bool(0.5);
     let blocks: Vec<BlockLoad> = (0..count)
         .map(|index| {
@@ -91,22 +93,20 @@ fn workload(seed: u64, like: bool) -> Workload {
 
 /// Every placement that respects forced blocks, with what it comes to.
 fn all(problem: &Problem) -> Vec<(Placement, Evaluation)> {
-    let free = problem.free();
     let mut all = Vec::new();
-    for set in 0..1_u32 << free.len() {
-        let mut streamed = problem.forced_streamed();
-        for (bit, &block) in free.iter().enumerate() {
-            streamed[block] = set >> bit & 1 == 1;
-        }
-        for window_depth in 1..=4 {
-            for staging_depth in 1..=3 {
-                let placement = Placement {
-                    streamed: streamed.clone(),
-                    window_depth,
-                    staging_depth,
-                };
-                let evaluation = problem.evaluate(&placement);
-                all.push((placement, evaluation));
+    for forms in Assignments::new(problem) {
+        for &decoding in &problem.decodings {
+            for window_depth in 1..=4 {
+                for staging_depth in 1..=3 {
+                    let placement = Placement {
+                        forms: forms.clone(),
+                        window_depth,
+                        staging_depth,
+                        decoding,
+                    };
+                    let evaluation = problem.evaluate(&placement);
+                    all.push((placement, evaluation));
+                }
             }
         }
     }
@@ -117,15 +117,15 @@ fn all(problem: &Problem) -> Vec<(Placement, Evaluation)> {
 type Choose = fn(&Problem, u64, Placement) -> Placement;
 
 /// By which part the chosen placement is slower than the best one, ascending, over seeds and budgets.
-fn compare(like: bool, seeds: u64, choose: Choose) -> Vec<f64> {
+fn compare(like: bool, most: usize, seeds: u64, choose: Choose) -> Vec<f64> {
     let mut excess = Vec::new();
     for seed in 0..seeds {
-        let workload = workload(seed, like);
+        let workload = workload(seed, like, most);
         let rates = rates();
-        let problem = Problem::new(&workload, &rates).unwrap();
+        let problem = Problem::new(&workload, &rates, Wishes::default()).unwrap();
         let all = all(&problem);
         for (placement, evaluation) in &all {
-            let bound = problem.schedule_bound_s(&placement.streamed);
+            let bound = problem.schedule_bound_s(&placement.forms);
             assert!(
                 bound <= evaluation.seconds * (1.0 + 1e-9),
                 "seed {seed}: {placement:?} takes {} s, bound {bound}",
@@ -168,7 +168,7 @@ fn compare(like: bool, seeds: u64, choose: Choose) -> Vec<f64> {
 #[test]
 fn few_blocks_are_placed_as_well_as_can_be_but_for_ties() {
     for like in [true, false] {
-        let excess = compare(like, 100, placement::choose);
+        let excess = compare(like, 4, 100, placement::choose);
         let worst = excess.last().unwrap();
         assert!(*worst <= 1e-3 + 1e-9, "like: {like}, worst {worst}");
     }
@@ -177,7 +177,7 @@ fn few_blocks_are_placed_as_well_as_can_be_but_for_ties() {
 #[test]
 fn what_is_done_for_many_blocks_is_seldom_more_than_one_percent_off_for_few() {
     for like in [true, false] {
-        let excess = compare(like, 200, placement::choose_among_many);
+        let excess = compare(like, 6, 200, placement::choose_among_many);
         let off = excess.iter().filter(|&&one| one > 0.01).count();
         assert!(
             off * 1000 <= excess.len(),
@@ -221,16 +221,17 @@ fn worst_of_even(count: usize, ratio: f64, window_depth: usize) -> f64 {
         wire_bytes_per_s: 1024.0 / ratio,
         ..rates()
     };
-    let problem = Problem::new(&workload, &rates).unwrap();
+    let problem = Problem::new(&workload, &rates, Wishes::default()).unwrap();
     let order = Order::new(vec![(0..count).collect()], Phase::First);
     (1..=count)
         .map(|number| {
-            let mut streamed = vec![false; count];
-            order.stream(number, &mut streamed);
+            let mut forms = vec![Form::Resident; count];
+            order.stream(number, &mut forms);
             let placement = Placement {
-                streamed,
+                forms,
                 window_depth,
                 staging_depth: 1,
+                decoding: Decoding::Ahead,
             };
             let seconds = problem.evaluate(&placement).seconds;
             let bound = f64::max(1.0, number as f64 * ratio / count as f64);

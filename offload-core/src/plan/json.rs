@@ -60,7 +60,7 @@ impl Plan {
         }
         // From here on every place lies in its region, so ends cannot overflow.
         let visits: Vec<_> = self.kinds.iter().map(|kind| kind.visits.clone()).collect();
-        let operations = schedule::operations(&visits);
+        let operations = schedule::operations(&visits, self.decoding);
         for (kind, operations) in self.kinds.iter().zip(&operations) {
             require(kind.operations == *operations, || {
                 format!(
@@ -71,7 +71,7 @@ impl Plan {
         }
         let high_water = self.arena.resident.bytes
             + self.arena.staging.bytes
-            + live::most_live_bytes(&visits, &operations);
+            + live::most_live_bytes(&visits, &operations, self.decoding);
         require(self.high_water_bytes == high_water, || {
             format!(
                 "high-water mark of {} bytes, but places come to {high_water}",
@@ -121,12 +121,16 @@ impl Plan {
                 form,
                 remainder,
                 resident,
+                packed,
                 ..
             } = block;
             require(*form == Form::Resident || resident.is_none(), || {
-                format!("streamed block {} has a resident place", block.block)
+                format!("{form} block {} has a resident place", block.block)
             })?;
-            for place in [remainder, resident].into_iter().flatten() {
+            require((*form == Form::Packed) == packed.is_some(), || {
+                format!("{form} block {} is packed or lacks it", block.block)
+            })?;
+            for place in [remainder, resident, packed].into_iter().flatten() {
                 check_place(place, &self.arena.resident)?;
                 places.push(place);
             }
@@ -162,12 +166,16 @@ impl Plan {
                     self.blocks.len()
                 ));
             };
-            let streamed = block.form == Form::Streamed;
-            require(visit.place.is_some() == streamed, || {
-                format!("{} has a place in the window or lacks one", here())
-            })?;
-            require(visit.staging.is_none() || streamed, || {
-                format!("{} is resident and has staging", here())
+            require(
+                visit.place.is_some() == (block.form != Form::Resident),
+                || format!("{} has a place in the window or lacks one", here()),
+            )?;
+            require(
+                visit.staging.is_none() || block.form == Form::Streamed,
+                || format!("{} is {} and has staging", here(), block.form),
+            )?;
+            require(visit.packed == block.packed, || {
+                format!("{} is packed elsewhere than its block", here())
             })?;
             if let Some(place) = &visit.place {
                 check_place(place, &self.arena.window)?;

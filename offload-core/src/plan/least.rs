@@ -6,6 +6,8 @@
 //! removes residents. So the least arena is found among the placements "stream what is at most `p` and `s`", where `p`
 //! and `s` are sizes of blocks, or 0. Blocks that no kind visits need no window and are streamed always.
 //!
+//! Packing does not help here: a packed block that is streamed instead takes no more staging than it took by itself.
+//!
 //! A window that is asked to be `d` places deep counts as `d` of the largest: the least found is one that does.
 //!
 //! For each `p` one walk over the blocks by ascending staging covers all `s`: `n` squared steps in all.
@@ -64,18 +66,22 @@ pub(super) fn least(problem: &Problem) -> Least {
         }
     }
     let (_, place, staging) = best;
-    let streamed = problem
+    let forms = problem
         .sizes
         .iter()
         .map(|sizes| match sizes.forced {
-            Some(form) => form == Form::Streamed,
-            None => !sizes.visited || (sizes.place <= place && sizes.staging <= staging),
+            Some(form) => form,
+            None if !sizes.visited || (sizes.place <= place && sizes.staging <= staging) => {
+                Form::Streamed
+            }
+            None => Form::Resident,
         })
         .collect();
     let placement = Placement {
-        streamed,
+        forms,
         window_depth: depth,
         staging_depth: 1,
+        decoding: problem.decodings[0],
     };
     Least {
         arena_bytes: problem.arena_bytes(&placement),

@@ -9,7 +9,7 @@
 //! another. Uploads of a pass are submitted at the earliest while the pass before is under way. An executor that
 //! submits later, or is not told what comes next, stays at or below it.
 
-use super::{Operation, PassRef, Stage, VisitPlan};
+use super::{Decoding, Operation, PassRef, Stage, VisitPlan};
 
 /// Counts live window bytes from submissions: the executor's measure and the planner's are both this.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -22,7 +22,7 @@ impl LiveWindow {
     /// Notes that an operation of a visit is submitted. A compute that is skipped counts as submitted.
     pub fn submit(&mut self, stage: Stage, visit: &VisitPlan) {
         let Some(place) = &visit.place else { return };
-        let first_write = match visit.staging {
+        let first_write = match visit.encoded() {
             Some(_) => Stage::Decode,
             None => Stage::Upload,
         };
@@ -48,14 +48,18 @@ impl LiveWindow {
 }
 
 /// The most live bytes over all pairs of kinds that may follow one another.
-pub(super) fn most_live_bytes(visits: &[Vec<VisitPlan>], operations: &[Vec<Operation>]) -> u64 {
+pub(super) fn most_live_bytes(
+    visits: &[Vec<VisitPlan>],
+    operations: &[Vec<Operation>],
+    decoding: Decoding,
+) -> u64 {
     let kinds = 0..visits.len();
     kinds
         .clone()
         .flat_map(|first| kinds.clone().map(move |second| [first, second]))
         .map(|[first, second]| {
             let passes = [first, first, second, second];
-            Submission::new(&passes, visits, operations).run()
+            Submission::new(&passes, visits, operations, decoding).run()
         })
         .max()
         .unwrap_or(0)
@@ -65,9 +69,10 @@ pub(super) fn most_live_bytes(visits: &[Vec<VisitPlan>], operations: &[Vec<Opera
 struct Submission<'a> {
     passes: &'a [usize],
     visits: &'a [Vec<VisitPlan>],
-    /// Per stage, pass and place in its stream: the operation.
+    decoding: Decoding,
+    /// Per stream, in order: pass and operation.
     streams: [Vec<(usize, &'a Operation)>; 3],
-    /// Per stage: how many operations of its stream are submitted.
+    /// Per stream: how many operations are submitted.
     submitted: [usize; 3],
     live: LiveWindow,
 }
@@ -77,16 +82,18 @@ impl<'a> Submission<'a> {
         passes: &'a [usize],
         visits: &'a [Vec<VisitPlan>],
         operations: &'a [Vec<Operation>],
+        decoding: Decoding,
     ) -> Self {
         let mut streams = [const { Vec::new() }; 3];
         for (pass, &kind) in passes.iter().enumerate() {
             for operation in &operations[kind] {
-                streams[operation.stage as usize].push((pass, operation));
+                streams[decoding.stream(operation.stage)].push((pass, operation));
             }
         }
         Self {
             passes,
             visits,
+            decoding,
             streams,
             submitted: [0; 3],
             live: LiveWindow::default(),
@@ -96,16 +103,17 @@ impl<'a> Submission<'a> {
     /// Whether the operation of a stage for a visit of a pass is submitted: streams are in order, so it is if the next
     /// one of its stream lies behind it.
     fn is_submitted(&self, stage: Stage, pass: usize, visit: u32) -> bool {
-        self.streams[stage as usize]
-            .get(self.submitted[stage as usize])
-            .is_none_or(|(next_pass, next)| (*next_pass, next.visit) > (pass, visit))
+        let stream = self.decoding.stream(stage);
+        self.streams[stream]
+            .get(self.submitted[stream])
+            .is_none_or(|(next_pass, next)| {
+                (*next_pass, next.visit, next.stage) > (pass, visit, stage)
+            })
     }
 
     /// Whether the next operation of a stream can be submitted while pass `under_way` computes.
-    fn ready(&self, stage: Stage, under_way: usize) -> bool {
-        let Some(&(pass, operation)) =
-            self.streams[stage as usize].get(self.submitted[stage as usize])
-        else {
+    fn ready(&self, stream: usize, under_way: usize) -> bool {
+        let Some(&(pass, operation)) = self.streams[stream].get(self.submitted[stream]) else {
             return false;
         };
         let met = operation.after.iter().all(|one| match one.pass {
@@ -117,28 +125,30 @@ impl<'a> Submission<'a> {
         met && pass <= under_way + 1
     }
 
-    fn submit(&mut self, stage: Stage) {
-        let (pass, operation) = self.streams[stage as usize][self.submitted[stage as usize]];
-        self.submitted[stage as usize] += 1;
+    fn submit(&mut self, stream: usize) {
+        let (pass, operation) = self.streams[stream][self.submitted[stream]];
+        self.submitted[stream] += 1;
         let visit = &self.visits[self.passes[pass]][operation.visit as usize];
-        self.live.submit(stage, visit);
+        self.live.submit(operation.stage, visit);
     }
 
     fn run(mut self) -> u64 {
-        for compute in 0..self.streams[Stage::Compute as usize].len() {
-            let under_way = self.streams[Stage::Compute as usize][compute].0;
+        let [ahead @ .., computes] = [Stage::Upload, Stage::Decode, Stage::Compute];
+        let computes = computes as usize;
+        for next in 0..self.streams[computes].len() {
+            let under_way = self.streams[computes][next].0;
             loop {
                 let before = self.submitted;
-                for stage in [Stage::Upload, Stage::Decode] {
-                    while self.ready(stage, under_way) {
-                        self.submit(stage);
+                for stream in ahead.map(|stage| stage as usize) {
+                    while self.ready(stream, under_way) {
+                        self.submit(stream);
                     }
                 }
                 if self.submitted == before {
                     break;
                 }
             }
-            self.submit(Stage::Compute);
+            self.submit(computes);
         }
         self.live.peak()
     }

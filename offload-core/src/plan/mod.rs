@@ -1,4 +1,4 @@
-//! The planner: what is resident, what is streamed, where it lies, in which order it moves, and how far that is from
+//! The planner: what is resident, packed or streamed, where it lies, in which order it moves, and how far that is from
 //! the best there can be.
 //!
 //! Pure: no I/O, thread, clock or device. The same inputs give the same plan. It moves nothing and measures nothing:
@@ -9,15 +9,15 @@
 //! 1. `workload`: inputs are checked once, here; later arithmetic cannot overflow.
 //! 2. `cost`: bytes become seconds for each operation of each visit.
 //! 3. `least`: the smallest arena for which any plan exists.
-//! 4. `placement`: which blocks are resident, and how deep window and staging are. Every candidate passes through one
+//! 4. `placement`: the form of each block, and how deep window and staging are. Every candidate passes through one
 //!    function, `Problem::evaluate`, which does what the finished plan does:
 //!    `window` gives each streamed visit a place, `schedule` the operations and their fences, `simulate` the seconds.
 //! 5. `certificate`: lower bounds with their proofs, so that the distance of the plan from the best possible is known.
 //!
 //! # Streams
 //!
-//! Uploads run in visit order on one queue, decodes on a second, computes on the third. What one queue orders needs no
-//! fence; everything else is a [`Dependency`]. Passes follow one another without a gap: the head of the next pass is
+//! Uploads run in visit order on one queue, decodes on a second, computes on the third; decodes at use run on the third
+//! as well. What one queue orders needs no fence; everything else is a [`Dependency`]. Passes follow one another without a gap: the head of the next pass is
 //! fetched while the tail of this one computes, into the same offsets, so a fence may point into the pass before.
 //! Fences never reach further back than that. The executor sees to the rest: before the first upload of pass `p` the
 //! upload and decode streams wait for the end of pass `p - 2`.
@@ -85,14 +85,48 @@ pub enum PlanError {
 }
 
 /// How a block is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Form {
     /// Its arrived form stays on the device.
     Resident,
+    /// Its encoded form stays on the device and is decoded at each visit: no wire, less memory than resident.
+    Packed,
     /// It is fetched over the wire at each visit.
     Streamed,
+}
+
+/// Where blocks that do not arrive as stored are decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decoding {
+    /// On a stream of its own, into places of the window, before the compute stream comes to the visit.
+    Ahead,
+    /// On the compute stream, when it comes to the visit: one place serves all visits.
+    AtUse,
+}
+
+impl Decoding {
+    /// The stream on which an operation of `stage` runs, counted from 0: uploads, decodes, computes.
+    fn stream(self, stage: Stage) -> usize {
+        match (self, stage) {
+            (Self::AtUse, Stage::Decode) => Stage::Compute as usize,
+            _ => stage as usize,
+        }
+    }
+}
+
+/// What the planner is not to choose by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Wishes {
+    /// So many streamed blocks can arrive while one more computes. More take more memory and hide more of the copies.
+    /// What is decoded is then decoded ahead, unless `decoding` says otherwise.
+    pub blocks_ahead: Option<u32>,
+    /// Where blocks are decoded.
+    pub decoding: Option<Decoding>,
+    /// Whether no block may be packed.
+    pub unpacked: bool,
 }
 
 /// A planned range of the arena.
@@ -137,6 +171,8 @@ pub struct BlockPlan {
     pub remainder: Option<Place>,
     /// Where its arrived bytes lie, if it is resident.
     pub resident: Option<Place>,
+    /// Where its encoded bytes lie, if it is packed.
+    pub packed: Option<Place>,
 }
 
 /// What is planned for a visit.
@@ -144,10 +180,26 @@ pub struct BlockPlan {
 pub struct VisitPlan {
     /// Index of the block.
     pub block: usize,
-    /// Where it arrives in the window, if it is streamed.
+    /// Where it arrives in the window, if it is not resident.
     pub place: Option<Place>,
     /// Where its encoded bytes wait for decoding, if it is streamed and arrives decoded.
     pub staging: Option<Place>,
+    /// Where its encoded bytes stay, if it is packed.
+    pub packed: Option<Place>,
+}
+
+impl VisitPlan {
+    /// Whether bytes come over the wire.
+    #[must_use]
+    pub fn is_uploaded(&self) -> bool {
+        self.place.is_some() && self.packed.is_none()
+    }
+
+    /// What is decoded into the place, if something is.
+    #[must_use]
+    pub fn encoded(&self) -> Option<Place> {
+        self.staging.or(self.packed)
+    }
 }
 
 /// What an operation does.
@@ -156,7 +208,7 @@ pub struct VisitPlan {
 pub enum Stage {
     /// Copies encoded bytes to the device: into staging, or straight into the place of a block that needs no decoding.
     Upload,
-    /// Turns staging into arrived bytes in the place.
+    /// Turns encoded bytes, staged or packed, into arrived bytes in the place.
     Decode,
     /// The engine computes with the block.
     Compute,
@@ -262,12 +314,12 @@ pub struct KindPlan {
     pub verdict: Verdict,
 }
 
-/// Where the parts of the arena lie: residents and remainders, then the window, then staging.
+/// Where the parts of the arena lie: what stays, then the window, then staging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArenaMap {
-    /// Residents and remainders.
+    /// Residents, packed blocks and remainders.
     pub resident: Place,
-    /// Places of streamed visits.
+    /// Places of streamed and packed visits.
     pub window: Place,
     /// Encoded bytes on their way to decoding; also used to load residents.
     pub staging: Place,
@@ -283,6 +335,8 @@ pub struct Plan {
     pub kinds: Vec<KindPlan>,
     /// Where everything lies.
     pub arena: ArenaMap,
+    /// Where blocks are decoded.
+    pub decoding: Decoding,
     /// The budget it was made for.
     pub budget_bytes: u64,
     /// Bytes of the arena: what the plan takes on the device.
@@ -342,31 +396,22 @@ impl Plan {
     /// [`PlanError::BudgetTooSmall`] with the least budget that would do; [`PlanError::BadWorkload`] when the workload
     /// or the rates contradict themselves or are out of range.
     pub fn make(workload: &Workload, rates: &Rates, budget: Budget) -> Result<Self, PlanError> {
-        Self::make_ahead(workload, rates, budget, None)
+        Self::make_as(workload, rates, budget, Wishes::default())
     }
 
-    /// As [`make`](Self::make), with a window in which so many streamed blocks can arrive while one more computes; the
-    /// planner chooses if it is not said. More take more memory and hide more of the copies.
+    /// As [`make`](Self::make), where the planner chooses only what `wishes` leaves open.
     ///
     /// # Errors
     /// As [`make`](Self::make).
-    pub fn make_ahead(
+    pub fn make_as(
         workload: &Workload,
         rates: &Rates,
         budget: Budget,
-        blocks_ahead: Option<u32>,
+        wishes: Wishes,
     ) -> Result<Self, PlanError> {
         workload.check()?;
         rates.check()?;
-        let mut problem = problem::Problem::new(workload, rates)?;
-        if let Some(blocks) = blocks_ahead {
-            // A window deeper than all visits is as deep as they are.
-            let visits = workload.kinds.iter().map(|kind| kind.visits.len()).max();
-            let depth = (blocks as usize)
-                .saturating_add(1)
-                .min(visits.unwrap_or(0).max(1));
-            problem = problem.with_window_depth(depth);
-        }
+        let problem = problem::Problem::new(workload, rates, wishes)?;
         let least = least::least(&problem);
         let budget_bytes = match budget {
             Budget::Least => least.arena_bytes,

@@ -1,15 +1,16 @@
-//! The choice of a placement: which blocks are streamed, and how deep window and staging are. What a choice comes to is
-//! `Problem::evaluate`'s business.
+//! The choice of a placement: the form of each block, where blocks are decoded, and how deep window and staging are. What
+//! a choice comes to is `Problem::evaluate`'s business.
 //!
 //! # The plain version
 //!
-//! Evaluate every set of streamed blocks with every depth, keep what fits, take the fastest, and of equally fast ones
-//! the smallest. Exponential, so only done for few blocks, about six. What is known of the structure makes it short:
+//! Evaluate every assignment of forms with every depth, keep what fits, take the fastest, and of equally fast ones
+//! the smallest. Exponential, so only done for few blocks: six that arrive as stored, four of others. What is known of the structure makes it short:
 //!
 //! 1. *All resident if that fits.* Nothing moves; no copy can be faster than none.
-//! 2. *Few sets.* More residents mean fewer bytes on the wire. So for a given order of streaming (`spread`) and given
-//!    depths, the fewest streamed blocks that fit are best, but for the seam of the window, which one or two more may
-//!    avoid: 40 visits in 3 places end in 0, 1, 2, 1, while 39 close evenly.
+//! 2. *Few sets.* More that stays means fewer bytes on the wire. So for a given order of streaming (`spread`), given
+//!    depths, and all that is not streamed resident, or all of it packed, the fewest streamed blocks that fit are best,
+//!    but for the seam of the window, which one or two more may avoid: 40 visits in 3 places end in 0, 1, 2, 1, while 39
+//!    close evenly. Room that packed blocks leave takes some of them as residents.
 //! 3. *Bounds first.* Candidates are evaluated by ascending schedule bound, which costs a sum. Once the bound of the
 //!    next one is no better than the best time found, no later one can win.
 //! 4. *Exchange.* For unlike blocks, moves from the best placements are tried (`exchange`).
@@ -28,6 +29,7 @@ use std::collections::BTreeMap;
 use super::certificate;
 use super::problem::{Evaluation, Placement, Problem};
 use super::spread::{self, Order};
+use super::{Decoding, Form};
 
 /// Passes that differ by less than this part of the compute time count as equally fast.
 const TIE: f64 = 1e-3;
@@ -51,12 +53,12 @@ const FEWEST: usize = 24;
 /// The placement to plan with. `least` is one that fits in any case.
 pub(super) fn choose(problem: &Problem, budget_bytes: u64, least: Placement) -> Placement {
     let resident = Placement {
-        streamed: problem.forced_streamed(),
+        forms: problem.forced(),
         window_depth: 1,
         staging_depth: 1,
+        decoding: problem.decodings[0],
     };
-    let nothing_moves = !resident.streamed.contains(&true);
-    if nothing_moves && problem.arena_bytes(&resident) <= budget_bytes {
+    if !resident.has(Form::Streamed) && problem.arena_bytes(&resident) <= budget_bytes {
         return resident;
     }
     let mut search = Search::new(problem, budget_bytes, least);
@@ -82,9 +84,13 @@ pub(super) fn choose_among_many(
     search.best.0
 }
 
-/// A way to generate placements: an order of streaming and two depths; the number of streamed blocks is left open.
+/// A way to generate placements: an order of streaming, what becomes of the others, and two depths; the number of
+/// streamed blocks is left open.
 struct Family {
     order: usize,
+    /// The form of what is not streamed, where there is a choice: resident or packed.
+    rest: Form,
+    decoding: Decoding,
     window_depth: usize,
     staging_depth: usize,
     /// The fewest streamed blocks that fit.
@@ -99,6 +105,8 @@ pub(super) struct Search<'a> {
     pub(super) free: Vec<usize>,
     /// The same by ascending seconds that a resident byte saves.
     pub(super) worth: Vec<usize>,
+    /// Those that may be packed, by descending seconds that a byte saves which makes a packed block resident.
+    unpacking: Vec<usize>,
     /// Depths of staging that make a difference.
     pub(super) staging_depths: &'static [usize],
     orders: Vec<Order>,
@@ -131,6 +139,7 @@ impl<'a> Search<'a> {
             budget_bytes,
             free: problem.free(),
             worth: spread::by_worth(problem),
+            unpacking: spread::unpacking(problem),
             staging_depths: match problem.sizes.iter().any(|sizes| sizes.staging > 0) {
                 true => &STAGING_DEPTHS,
                 false => &STAGING_DEPTHS[..1],
@@ -168,13 +177,42 @@ impl<'a> Search<'a> {
     }
 
     fn placement(&self, family: &Family, count: usize) -> Placement {
-        let mut streamed = self.problem.forced_streamed();
-        self.orders[family.order].stream(count, &mut streamed);
+        let mut forms = self.problem.forced();
+        if family.rest == Form::Packed {
+            for &block in &self.unpacking {
+                forms[block] = Form::Packed;
+            }
+        }
+        self.orders[family.order].stream(count, &mut forms);
         Placement {
-            streamed,
+            forms,
             window_depth: family.window_depth,
             staging_depth: family.staging_depth,
+            decoding: family.decoding,
         }
+    }
+
+    /// The same with the first `count` of its packed blocks resident, in the order of `unpacking`.
+    fn unpacked(&self, placement: &Placement, count: usize) -> Placement {
+        let mut placement = placement.clone();
+        let packed = self.unpacking.iter().copied();
+        let packed: Vec<usize> = packed
+            .filter(|&block| placement.forms[block] == Form::Packed)
+            .take(count)
+            .collect();
+        for block in packed {
+            placement.forms[block] = Form::Resident;
+        }
+        placement
+    }
+
+    /// The same with as many of its packed blocks resident as fit.
+    fn filled(&self, placement: &Placement) -> Placement {
+        let all = self.unpacking.len();
+        let too_many = first(0, all + 1, |count| {
+            count > all || !self.fits(&self.unpacked(placement, count))
+        });
+        self.unpacked(placement, too_many.unwrap_or(0).saturating_sub(1))
     }
 
     pub(super) fn fits(&self, placement: &Placement) -> bool {
@@ -184,18 +222,26 @@ impl<'a> Search<'a> {
     /// Every order with every pair of depths for which some number of streamed blocks fits.
     fn families(&self) -> Vec<Family> {
         let mut families = Vec::new();
+        let rests = match self.unpacking.is_empty() {
+            true => &[Form::Resident][..],
+            false => &[Form::Resident, Form::Packed],
+        };
         for order in 0..self.orders.len() {
-            for &window_depth in &self.problem.window_depths {
-                for &staging_depth in self.staging_depths {
-                    let mut family = Family {
-                        order,
-                        window_depth,
-                        staging_depth,
-                        fewest: 0,
-                    };
-                    if let Some(fewest) = self.fewest(&family) {
-                        family.fewest = fewest;
-                        families.push(family);
+            for &rest in rests {
+                for (decoding, window_depth) in self.problem.passages() {
+                    for &staging_depth in self.staging_depths {
+                        let mut family = Family {
+                            order,
+                            rest,
+                            decoding,
+                            window_depth,
+                            staging_depth,
+                            fewest: 0,
+                        };
+                        if let Some(fewest) = self.fewest(&family) {
+                            family.fewest = fewest;
+                            families.push(family);
+                        }
                     }
                 }
             }
@@ -210,8 +256,8 @@ impl<'a> Search<'a> {
     fn fewest(&self, family: &Family) -> Option<usize> {
         let all = self.free.len();
         let from = first(0, all, |count| {
-            let streamed = self.placement(family, count).streamed;
-            self.problem.resident_bytes(&streamed) <= self.budget_bytes
+            let forms = self.placement(family, count).forms;
+            self.problem.resident_bytes(&forms) <= self.budget_bytes
         })?;
         let fits = |count: usize| self.fits(&self.placement(family, count));
         (from..=all)
@@ -245,29 +291,26 @@ impl<'a> Search<'a> {
     /// The plain version, if the work of a step is enough for it; whether it was.
     fn everything(&mut self) -> bool {
         let problem = self.problem;
-        let depths = problem.window_depths.len() * self.staging_depths.len();
-        let affordable = u32::try_from(self.free.len())
-            .ok()
-            .and_then(|blocks| 1_usize.checked_shl(blocks))
-            .and_then(|sets| sets.checked_mul(depths))
+        let depths = problem.passages().count() * self.staging_depths.len();
+        let assignments = Assignments::new(problem);
+        let affordable = assignments
+            .how_many()
+            .and_then(|assignments| assignments.checked_mul(depths))
             .is_some_and(|placements| placements <= self.evaluations());
         if !affordable {
             return false;
         }
-        for set in 0..1_usize << self.free.len() {
-            let mut streamed = self.problem.forced_streamed();
-            for (bit, &block) in self.free.iter().enumerate() {
-                streamed[block] = set >> bit & 1 == 1;
-            }
-            if self.problem.schedule_bound_s(&streamed) > self.best.1.seconds {
+        for forms in assignments {
+            if self.problem.schedule_bound_s(&forms) > self.best.1.seconds {
                 continue;
             }
-            for &window_depth in &problem.window_depths {
+            for (decoding, window_depth) in problem.passages() {
                 for &staging_depth in self.staging_depths {
                     let placement = Placement {
-                        streamed: streamed.clone(),
+                        forms: forms.clone(),
                         window_depth,
                         staging_depth,
+                        decoding,
                     };
                     if self.fits(&placement) {
                         self.offer(placement);
@@ -286,10 +329,10 @@ impl<'a> Search<'a> {
             for count in family.fewest..=most {
                 let placement = self.placement(family, count);
                 if self.fits(&placement) {
-                    list.push((
-                        self.problem.schedule_bound_s(&placement.streamed),
-                        placement,
-                    ));
+                    let filled = self.filled(&placement);
+                    for placement in [filled, placement] {
+                        list.push((self.problem.schedule_bound_s(&placement.forms), placement));
+                    }
                 }
             }
         }
@@ -322,7 +365,7 @@ impl<'a> Search<'a> {
                     count > self.free.len()
                         || self
                             .problem
-                            .schedule_bound_s(&self.placement(family, count).streamed)
+                            .schedule_bound_s(&self.placement(family, count).forms)
                             > limit_s
                 })?;
                 let most = too_many
@@ -361,11 +404,39 @@ impl<'a> Search<'a> {
                 }
             }
         }
+        self.repack(limit_s, &mut left);
+    }
+
+    /// The fewest residents, among blocks that might be packed, that are as fast.
+    fn repack(&mut self, limit_s: f64, left: &mut usize) {
+        let mut packed = self.best.0.clone();
+        for &block in &self.unpacking {
+            if packed.forms[block] == Form::Resident {
+                packed.forms[block] = Form::Packed;
+            }
+        }
+        let (mut slow, mut enough) = (0, self.unpacking.len());
+        while slow < enough && *left > 0 {
+            let middle = slow + (enough - slow) / 2;
+            let placement = self.unpacked(&packed, middle);
+            if self.problem.arena_bytes(&placement) >= self.best.1.arena_bytes {
+                enough = middle;
+            } else if self.is_fast(placement, limit_s, left) {
+                enough = middle;
+            } else {
+                slow = middle + 1;
+            }
+        }
     }
 
     /// Whether so many streamed blocks of a family are fast enough; if also smaller than the best, they are the best.
     fn is_as_good(&mut self, family: usize, count: usize, limit_s: f64, left: &mut usize) -> bool {
         let placement = self.placement(&self.families[family], count);
+        self.is_fast(placement, limit_s, left)
+    }
+
+    /// Whether a placement is fast enough; if also smaller than the best, it is the best.
+    fn is_fast(&mut self, placement: Placement, limit_s: f64, left: &mut usize) -> bool {
         *left -= usize::from(!self.known.contains_key(&placement));
         let evaluation = self.evaluate(&placement);
         let is_fast = evaluation.seconds <= limit_s;
@@ -389,6 +460,53 @@ pub(super) fn is_better(one: Evaluation, than: Evaluation) -> bool {
 /// Deep placements first: of those with one bound they are the likeliest to reach it.
 pub(super) fn depth(placement: &Placement) -> (usize, usize) {
     (placement.window_depth, placement.staging_depth)
+}
+
+/// Every assignment of forms to the free blocks.
+pub(super) struct Assignments<'a> {
+    problem: &'a Problem<'a>,
+    free: Vec<usize>,
+    next: Option<Vec<Form>>,
+}
+
+impl<'a> Assignments<'a> {
+    pub(super) fn new(problem: &'a Problem<'a>) -> Self {
+        Self {
+            problem,
+            free: problem.free(),
+            next: Some(problem.forced()),
+        }
+    }
+
+    /// How many there are, if that is a number.
+    fn how_many(&self) -> Option<usize> {
+        (self.free.iter()).try_fold(1_usize, |count, &block| {
+            count.checked_mul(2 + usize::from(self.problem.sizes[block].can_pack))
+        })
+    }
+}
+
+impl Iterator for Assignments<'_> {
+    type Item = Vec<Form>;
+
+    fn next(&mut self) -> Option<Vec<Form>> {
+        let current = self.next.take()?;
+        let mut next = current.clone();
+        for &block in &self.free {
+            let form = match next[block] {
+                Form::Resident if self.problem.sizes[block].can_pack => Form::Packed,
+                Form::Resident | Form::Packed => Form::Streamed,
+                Form::Streamed => {
+                    next[block] = Form::Resident;
+                    continue;
+                }
+            };
+            next[block] = form;
+            self.next = Some(next);
+            break;
+        }
+        Some(current)
+    }
 }
 
 /// The first number of `from..=to` for which `holds`, by bisection, if it holds for `to`. It is meant to go on holding.

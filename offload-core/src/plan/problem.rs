@@ -8,8 +8,8 @@ use super::schedule;
 use super::simulate::{self, Timing};
 use super::window;
 use super::{
-    ArenaMap, BlockPlan, Form, KindPlan, Operation, Place, Plan, PlanError, Rates, Verdict,
-    VisitPlan, Workload, padded,
+    ArenaMap, BlockPlan, Decoding, Form, KindPlan, Operation, Place, Plan, PlanError, Rates,
+    Verdict, VisitPlan, Wishes, Workload, padded,
 };
 use crate::model::Residency;
 
@@ -27,23 +27,66 @@ pub(super) struct Sizes {
     pub(super) remainder: u64,
     /// Place or resident; 0 if there is nothing to stream.
     pub(super) place: u64,
-    /// Staging when streamed.
+    /// Staging when streamed, or what stays when packed; 0 if it arrives as stored.
     pub(super) staging: u64,
+    /// Whether it may be packed, and would take less than resident.
+    pub(super) can_pack: bool,
     /// Whether any kind visits it.
     pub(super) visited: bool,
     /// The form it must have, if there is no choice.
     pub(super) forced: Option<Form>,
 }
 
+impl Sizes {
+    /// Bytes that a visit takes of the window.
+    fn in_window(&self, form: Form) -> u64 {
+        match form {
+            Form::Resident => 0,
+            Form::Packed | Form::Streamed => self.place,
+        }
+    }
+
+    /// Bytes that a visit takes of staging.
+    fn in_staging(&self, form: Form) -> u64 {
+        match form {
+            Form::Resident | Form::Packed => 0,
+            Form::Streamed => self.staging,
+        }
+    }
+}
+
 /// A choice among all there are.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Placement {
-    /// Per block: whether it is streamed.
-    pub(super) streamed: Vec<bool>,
+    /// Per block.
+    pub(super) forms: Vec<Form>,
     /// Consecutive visits that the window has room for.
     pub(super) window_depth: usize,
     /// Consecutive visits that staging has room for.
     pub(super) staging_depth: usize,
+    /// Where blocks are decoded.
+    pub(super) decoding: Decoding,
+}
+
+impl Placement {
+    /// Whether a block of this placement is of `form`.
+    pub(super) fn has(&self, form: Form) -> bool {
+        self.forms.contains(&form)
+    }
+}
+
+/// Where what stays of a block lies.
+#[derive(Debug, Clone, Copy)]
+struct Home {
+    remainder: Option<Place>,
+    resident: Option<Place>,
+    packed: Option<Place>,
+}
+
+/// Seconds of a pass: streams that do not wait for one another still share wire and execution units. (And rounding of
+/// many small sums must not make a pass look faster than its own stream.)
+fn predicted_s(timing: &Timing, work_s: [f64; 3]) -> f64 {
+    timing.pass_s.max(certificate::schedule_bound_s(work_s))
 }
 
 /// What a placement comes to.
@@ -65,54 +108,87 @@ pub(super) struct Problem<'a> {
     pub(super) load_staging: u64,
     /// Depths of the window that may be chosen, ascending.
     pub(super) window_depths: Vec<usize>,
+    /// Where blocks may be decoded; at least one.
+    pub(super) decodings: Vec<Decoding>,
 }
 
 impl<'a> Problem<'a> {
-    pub(super) fn new(workload: &'a Workload, rates: &Rates) -> Result<Self, PlanError> {
+    pub(super) fn new(
+        workload: &'a Workload,
+        rates: &Rates,
+        wishes: Wishes,
+    ) -> Result<Self, PlanError> {
         let costs = cost::costs(workload, rates)?;
         let mut visited = vec![false; workload.blocks.len()];
         for visit in workload.kinds.iter().flat_map(|kind| &kind.visits) {
             visited[visit.block] = true;
         }
-        let sizes = workload
+        let sizes: Vec<Sizes> = workload
             .blocks
             .iter()
             .zip(visited)
             .map(|(block, visited)| {
                 let streams = block.place_bytes > 0;
+                let place = padded(block.place_bytes);
+                let staging = match streams {
+                    true => padded(block.staging_bytes),
+                    false => 0,
+                };
+                let forced = match block.residency {
+                    _ if !streams => Some(Form::Resident),
+                    Residency::Always => Some(Form::Resident),
+                    Residency::Never => Some(Form::Streamed),
+                    Residency::Planned => None,
+                };
+                let is_smaller = staging > 0 && staging < place;
                 Sizes {
                     remainder: padded(block.remainder_bytes),
-                    place: padded(block.place_bytes),
-                    staging: if streams {
-                        padded(block.staging_bytes)
-                    } else {
-                        0
-                    },
+                    place,
+                    staging,
+                    can_pack: visited && is_smaller && forced.is_none() && !wishes.unpacked,
                     visited,
-                    forced: match block.residency {
-                        _ if !streams => Some(Form::Resident),
-                        Residency::Always => Some(Form::Resident),
-                        Residency::Never => Some(Form::Streamed),
-                        Residency::Planned => None,
-                    },
+                    forced,
                 }
             })
             .collect();
+        let window_depths = match wishes.blocks_ahead {
+            None => placement::WINDOW_DEPTHS.to_vec(),
+            Some(blocks) => {
+                // A window deeper than all visits is as deep as they are.
+                let visits = workload.kinds.iter().map(|kind| kind.visits.len()).max();
+                let depth = (blocks as usize).saturating_add(1);
+                vec![depth.min(visits.unwrap_or(0).max(1))]
+            }
+        };
+        let is_decoded = |one: &Sizes| one.staging > 0 && one.forced != Some(Form::Resident);
+        let decodings = match (wishes.decoding, wishes.blocks_ahead) {
+            _ if !sizes.iter().any(is_decoded) => vec![Decoding::Ahead],
+            (Some(decoding), _) => vec![decoding],
+            (None, Some(_)) => vec![Decoding::Ahead],
+            (None, None) => vec![Decoding::AtUse, Decoding::Ahead],
+        };
         Ok(Self {
             workload,
             costs,
             sizes,
             load_staging: padded(workload.load_staging_bytes),
-            window_depths: placement::WINDOW_DEPTHS.to_vec(),
+            window_depths,
+            decodings,
         })
     }
 
-    /// The same with a window of this depth and no other.
-    pub(super) fn with_window_depth(self, depth: usize) -> Self {
-        Self {
-            window_depths: vec![depth],
-            ..self
-        }
+    /// Pairs of where blocks are decoded and how deep the window then may be. What is decoded at use takes one place
+    /// after another, whatever their number: only blocks that arrive as stored need more.
+    pub(super) fn passages(&self) -> impl Iterator<Item = (Decoding, usize)> + '_ {
+        let streams_stored =
+            (self.sizes.iter()).any(|one| one.staging == 0 && one.forced != Some(Form::Resident));
+        self.decodings.iter().flat_map(move |&decoding| {
+            let depths = match decoding {
+                Decoding::AtUse if !streams_stored => &self.window_depths[..1],
+                _ => &self.window_depths,
+            };
+            depths.iter().map(move |&depth| (decoding, depth))
+        })
     }
 
     /// Blocks whose form is to be chosen, in the order of their first visits; those never visited come last.
@@ -128,26 +204,33 @@ impl<'a> Problem<'a> {
             .collect()
     }
 
-    /// Per block: whether it is streamed in any case.
-    pub(super) fn forced_streamed(&self) -> Vec<bool> {
+    /// Per block: the form it must have, else resident.
+    pub(super) fn forced(&self) -> Vec<Form> {
         self.sizes
             .iter()
-            .map(|sizes| sizes.forced == Some(Form::Streamed))
+            .map(|sizes| sizes.forced.unwrap_or(Form::Resident))
             .collect()
     }
 
-    /// Bytes of residents and remainders.
-    pub(super) fn resident_bytes(&self, streamed: &[bool]) -> u64 {
+    /// Bytes of what stays.
+    pub(super) fn resident_bytes(&self, forms: &[Form]) -> u64 {
         self.sizes
             .iter()
-            .zip(streamed)
-            .map(|(sizes, &streamed)| sizes.remainder + if streamed { 0 } else { sizes.place })
+            .zip(forms)
+            .map(|(sizes, form)| {
+                sizes.remainder
+                    + match form {
+                        Form::Resident => sizes.place,
+                        Form::Packed => sizes.staging,
+                        Form::Streamed => 0,
+                    }
+            })
             .sum()
     }
 
     /// Bytes of residents, window and staging.
     fn region_bytes(&self, placement: &Placement) -> [u64; 3] {
-        let of = |size: fn(&Sizes) -> u64, depth| {
+        let of = |size: fn(&Sizes, Form) -> u64, depth| {
             let kinds: Vec<Vec<u64>> = self
                 .workload
                 .kinds
@@ -155,8 +238,7 @@ impl<'a> Problem<'a> {
                 .map(|kind| {
                     kind.visits
                         .iter()
-                        .filter(|visit| placement.streamed[visit.block])
-                        .map(|visit| size(&self.sizes[visit.block]))
+                        .map(|visit| size(&self.sizes[visit.block], placement.forms[visit.block]))
                         .filter(|&bytes| bytes > 0)
                         .collect()
                 })
@@ -164,9 +246,9 @@ impl<'a> Problem<'a> {
             window::region_bytes(kinds.iter().map(Vec::as_slice), depth)
         };
         [
-            self.resident_bytes(&placement.streamed),
-            of(|sizes| sizes.place, placement.window_depth),
-            of(|sizes| sizes.staging, placement.staging_depth).max(self.load_staging),
+            self.resident_bytes(&placement.forms),
+            of(Sizes::in_window, placement.window_depth),
+            of(Sizes::in_staging, placement.staging_depth).max(self.load_staging),
         ]
     }
 
@@ -176,20 +258,18 @@ impl<'a> Problem<'a> {
     }
 
     /// No schedule of a placement takes less, mean over kinds by weight.
-    pub(super) fn schedule_bound_s(&self, streamed: &[bool]) -> f64 {
+    pub(super) fn schedule_bound_s(&self, forms: &[Form]) -> f64 {
         (0..self.costs.len())
             .map(|kind| {
-                self.costs[kind].weight
-                    * certificate::busy_s(self, kind, streamed)
-                        .iter()
-                        .copied()
-                        .fold(0.0, f64::max)
+                let work_s = certificate::work_s(self, kind, forms);
+                self.costs[kind].weight * certificate::schedule_bound_s(work_s)
             })
             .sum()
     }
 
-    /// Where the parts of the arena lie, and the places of every visit.
-    fn lay_out(&self, placement: &Placement) -> (ArenaMap, Vec<Vec<VisitPlan>>) {
+    /// Where the parts of the arena lie, what stays of each block, and the places of every visit.
+    fn lay_out(&self, placement: &Placement) -> (ArenaMap, Vec<Home>, Vec<Vec<VisitPlan>>) {
+        let homes = self.homes(&placement.forms);
         let [resident, window, staging] = self.region_bytes(placement);
         let arena = ArenaMap {
             resident: Place {
@@ -210,33 +290,17 @@ impl<'a> Problem<'a> {
             .kinds
             .iter()
             .map(|kind| {
-                let padded: Vec<Sizes> = kind
-                    .visits
-                    .iter()
-                    .map(|visit| self.sizes[visit.block])
-                    .collect();
-                let streamed: Vec<bool> = kind
-                    .visits
-                    .iter()
-                    .map(|visit| placement.streamed[visit.block])
-                    .collect();
-                let pick = |size: fn(&Sizes) -> u64| -> Vec<u64> {
-                    padded
-                        .iter()
-                        .zip(&streamed)
-                        .filter(|&(sizes, &streamed)| streamed && size(sizes) > 0)
-                        .map(|(sizes, _)| size(sizes))
+                let pick = |size: fn(&Sizes, Form) -> u64| -> Vec<u64> {
+                    let visits = kind.visits.iter().map(|visit| visit.block);
+                    visits
+                        .map(|block| size(&self.sizes[block], placement.forms[block]))
+                        .filter(|&bytes| bytes > 0)
                         .collect()
                 };
-                let mut places =
-                    window::offsets(&pick(|sizes| sizes.place), window, placement.window_depth)
-                        .into_iter();
-                let mut stagings = window::offsets(
-                    &pick(|sizes| sizes.staging),
-                    staging,
-                    placement.staging_depth,
-                )
-                .into_iter();
+                let offsets =
+                    |size, region, depth| window::offsets(&pick(size), region, depth).into_iter();
+                let mut places = offsets(Sizes::in_window, window, placement.window_depth);
+                let mut stagings = offsets(Sizes::in_staging, staging, placement.staging_depth);
                 let next = |region: &Place, bytes: u64, offsets: &mut std::vec::IntoIter<u64>| {
                     (bytes > 0).then(|| Place {
                         offset: region.offset
@@ -246,45 +310,52 @@ impl<'a> Problem<'a> {
                 };
                 kind.visits
                     .iter()
-                    .zip(&streamed)
-                    .map(|(visit, &streamed)| {
+                    .map(|visit| {
                         let block = &self.workload.blocks[visit.block];
-                        let streams = streamed && block.place_bytes > 0;
-                        let [place, staging] = if streams {
-                            [block.place_bytes, block.staging_bytes]
-                        } else {
-                            [0, 0]
+                        let [place, staging] = match placement.forms[visit.block] {
+                            _ if block.place_bytes == 0 => [0, 0],
+                            Form::Resident => [0, 0],
+                            Form::Packed => [block.place_bytes, 0],
+                            Form::Streamed => [block.place_bytes, block.staging_bytes],
                         };
                         VisitPlan {
                             block: visit.block,
                             place: next(&arena.window, place, &mut places),
                             staging: next(&arena.staging, staging, &mut stagings),
+                            packed: homes[visit.block].packed,
                         }
                     })
                     .collect()
             })
             .collect();
-        (arena, visits)
+        (arena, homes, visits)
     }
 
-    /// Predicted times of every kind.
-    fn timings(&self, operations: &[Vec<Operation>]) -> Vec<Timing> {
+    /// Times of every kind on streams that share nothing.
+    fn timings(&self, operations: &[Vec<Operation>], placement: &Placement) -> Vec<Timing> {
         operations
             .iter()
             .enumerate()
-            .map(|(kind, operations)| simulate::simulate(operations, kind, &self.costs[kind]))
+            .map(|(kind, operations)| {
+                let costs = &self.costs[kind];
+                simulate::simulate(operations, kind, costs, placement.decoding)
+            })
             .collect()
     }
 
     /// What a placement comes to: the one way in which candidates are compared, whatever forms they use.
     pub(super) fn evaluate(&self, placement: &Placement) -> Evaluation {
-        let (arena, visits) = self.lay_out(placement);
-        let timings = self.timings(&schedule::operations(&visits));
+        let (arena, _, visits) = self.lay_out(placement);
+        let operations = schedule::operations(&visits, placement.decoding);
+        let timings = self.timings(&operations, placement);
         Evaluation {
             seconds: timings
                 .iter()
-                .zip(&self.costs)
-                .map(|(timing, costs)| timing.pass_s * costs.weight)
+                .enumerate()
+                .map(|(kind, timing)| {
+                    let work_s = certificate::work_s(self, kind, &placement.forms);
+                    self.costs[kind].weight * predicted_s(timing, work_s)
+                })
                 .sum(),
             arena_bytes: arena.staging.end(),
         }
@@ -292,10 +363,10 @@ impl<'a> Problem<'a> {
 
     /// The plan of a placement that fits `budget_bytes`.
     pub(super) fn plan(&self, placement: &Placement, budget_bytes: u64) -> Plan {
-        let (arena, visits) = self.lay_out(placement);
-        let operations = schedule::operations(&visits);
-        let timings = self.timings(&operations);
-        let live_bytes = live::most_live_bytes(&visits, &operations);
+        let (arena, homes, visits) = self.lay_out(placement);
+        let operations = schedule::operations(&visits, placement.decoding);
+        let timings = self.timings(&operations, placement);
+        let live_bytes = live::most_live_bytes(&visits, &operations, placement.decoding);
         let kinds = visits
             .into_iter()
             .zip(operations)
@@ -306,9 +377,10 @@ impl<'a> Problem<'a> {
             })
             .collect();
         Plan {
-            blocks: self.block_plans(&placement.streamed),
+            blocks: self.block_plans(&placement.forms, homes),
             kinds,
             arena,
+            decoding: placement.decoding,
             budget_bytes,
             arena_bytes: arena.staging.end(),
             high_water_bytes: arena.resident.bytes + arena.staging.bytes + live_bytes,
@@ -325,22 +397,27 @@ impl<'a> Problem<'a> {
         budget_bytes: u64,
     ) -> KindPlan {
         let load = &self.workload.kinds[kind];
-        let [upload_s, decode_s, compute_s] = certificate::busy_s(self, kind, &placement.streamed);
+        let work_s = certificate::work_s(self, kind, &placement.forms);
+        let [upload_s, decode_s, compute_s] = work_s;
+        let predicted_pass_s = predicted_s(&timing, work_s);
         let certificate =
-            certificate::certify(self, kind, &placement.streamed, budget_bytes, timing.pass_s);
-        // Rounding of many small sums must not make a pass look faster than its own stream.
-        let predicted_pass_s = timing.pass_s.max(certificate.schedule_bound_s);
-        let predicted_stall_s = match predicted_pass_s - compute_s {
+            certificate::certify(self, kind, &placement.forms, budget_bytes, predicted_pass_s);
+        // The compute stream does not wait for what it decodes itself.
+        let own_s = match placement.decoding {
+            Decoding::Ahead => compute_s,
+            Decoding::AtUse => compute_s + decode_s,
+        };
+        let predicted_stall_s = match timing.pass_s.max(upload_s) - own_s {
             stall_s if stall_s <= ROUNDING * predicted_pass_s => 0.0,
             stall_s => stall_s,
         };
         let hidden =
-            compute_s >= upload_s.max(decode_s) && predicted_stall_s <= HIDDEN * predicted_pass_s;
+            compute_s + decode_s >= upload_s && predicted_stall_s <= HIDDEN * predicted_pass_s;
         let verdict = if visits.iter().all(|visit| visit.place.is_none()) {
             Verdict::Resident
-        } else if hidden && compute_s > 0.0 {
+        } else if hidden && compute_s > 0.0 && compute_s >= decode_s {
             Verdict::ComputeBound
-        } else if decode_s > upload_s {
+        } else if decode_s > upload_s || hidden && decode_s > 0.0 {
             Verdict::DecodeBound
         } else {
             Verdict::WireBound
@@ -351,7 +428,7 @@ impl<'a> Problem<'a> {
                 .visits
                 .iter()
                 .zip(&visits)
-                .filter(|(_, plan)| plan.place.is_some())
+                .filter(|(_, plan)| plan.is_uploaded())
                 .map(|(visit, _)| visit.wire_bytes)
                 .sum(),
             visits,
@@ -364,7 +441,8 @@ impl<'a> Problem<'a> {
         }
     }
 
-    fn block_plans(&self, streamed: &[bool]) -> Vec<BlockPlan> {
+    /// Where what stays of each block lies.
+    fn homes(&self, forms: &[Form]) -> Vec<Home> {
         let mut offset = 0;
         let mut next = |bytes: u64| {
             (bytes > 0).then(|| {
@@ -376,17 +454,35 @@ impl<'a> Problem<'a> {
         self.workload
             .blocks
             .iter()
-            .zip(streamed)
-            .map(|(block, &streamed)| BlockPlan {
+            .zip(forms)
+            .map(|(block, &form)| {
+                let [resident, packed] = match form {
+                    Form::Resident => [block.place_bytes, 0],
+                    Form::Packed => [0, block.staging_bytes],
+                    Form::Streamed => [0, 0],
+                };
+                Home {
+                    remainder: next(block.remainder_bytes),
+                    resident: next(resident),
+                    packed: next(packed),
+                }
+            })
+            .collect()
+    }
+
+    fn block_plans(&self, forms: &[Form], homes: Vec<Home>) -> Vec<BlockPlan> {
+        self.workload
+            .blocks
+            .iter()
+            .zip(forms)
+            .zip(homes)
+            .map(|((block, &form), home)| BlockPlan {
                 block: block.name.clone(),
-                form: if streamed {
-                    Form::Streamed
-                } else {
-                    Form::Resident
-                },
+                form,
                 tier: block.tier,
-                remainder: next(block.remainder_bytes),
-                resident: next(if streamed { 0 } else { block.place_bytes }),
+                remainder: home.remainder,
+                resident: home.resident,
+                packed: home.packed,
             })
             .collect()
     }

@@ -11,21 +11,22 @@
 //! | upload into staging | decode of the latest earlier visit whose staging overlaps | `StagingRead` |
 //! | decode | its upload | `Uploaded` |
 //! | first write into a place | compute of the latest earlier visit whose place overlaps | `LastReader` |
-//! | first write into a place | writer of the latest earlier visit whose place overlaps, per kind of writer | `LastWriter` |
+//! | first write into a place | writer of the latest earlier visit whose place overlaps, on another stream | `LastWriter` |
 //! | compute | what wrote the place | `Arrived` |
 //!
-//! The first write is the decode, or the upload of what arrives as stored. Two writers are looked up, because a
-//! decode and an upload into overlapping places lie on different streams, and neither is ordered by the other when the
-//! visit between them was skipped.
+//! The first write is the decode, or the upload of what arrives as stored. The writer is looked up on the other stream
+//! of writers, because neither is ordered by the other when the visit between them was skipped; a decode that waits for
+//! an upload of its own thereby waits for all earlier uploads. A decode at use lies on the stream of computes: it needs
+//! none of the fences on computes and other decodes, and computes need none on it.
 //!
 //! # Order
 //!
 //! An operation may be listed as soon as everything that it waits for in this pass, and whatever precedes it on its
-//! stream, is listed. Let its *turn* be the last compute among those: it is listed right behind that compute, or at
-//! the head if there is none. In one turn visits go in order, upload before decode.
+//! stream, is listed. Let its *turn* be the last compute, or decode at use, among those: it is listed right behind that
+//! one, or at the head if there is none. In one turn visits go in order, upload before decode.
 
 use super::last_use::LastUse;
-use super::{Dependency, Fence, Operation, PassRef, Stage, VisitPlan};
+use super::{Decoding, Dependency, Fence, Operation, PassRef, Stage, VisitPlan};
 
 /// Classes of writers in [`LastUse`]: uploads straight into a place, decodes into it.
 const WRITERS: [Stage; 2] = [Stage::Upload, Stage::Decode];
@@ -48,7 +49,7 @@ impl Users {
     fn note(&mut self, visit: u32, plan: &VisitPlan) {
         if let Some(place) = &plan.place {
             self.place
-                .note(place, usize::from(plan.staging.is_some()), visit);
+                .note(place, usize::from(plan.encoded().is_some()), visit);
         }
         if let Some(staging) = &plan.staging {
             self.staging.note(staging, 1, visit);
@@ -71,6 +72,7 @@ struct Fencer<'a> {
     here: Users,
     /// Users at the end of a pass of each kind.
     before: &'a [Users],
+    decoding: Decoding,
 }
 
 impl Fencer<'_> {
@@ -103,44 +105,62 @@ impl Fencer<'_> {
         }
     }
 
-    /// Fences of the first write into the place of `plan`.
-    fn first_write(&self, after: &mut Vec<Dependency>, plan: &VisitPlan) {
+    /// Fences of the first write into the place of `plan`, by `writer`.
+    fn first_write(&self, after: &mut Vec<Dependency>, writer: Stage, plan: &VisitPlan) {
         let Some(place) = &plan.place else { return };
-        self.fence(after, Fence::LastReader, Stage::Compute, |users| {
-            let [upload, decode] = users.place.latest(place);
-            upload.max(decode)
-        });
-        for (class, stage) in WRITERS.into_iter().enumerate() {
-            self.fence(after, Fence::LastWriter, stage, |users| {
-                users.place.latest(place)[class]
+        let stream = |stage| self.decoding.stream(stage);
+        if stream(writer) != stream(Stage::Compute) {
+            self.fence(after, Fence::LastReader, Stage::Compute, |users| {
+                let [upload, decode] = users.place.latest(place);
+                upload.max(decode)
             });
+        }
+        for (class, stage) in WRITERS.into_iter().enumerate() {
+            // What was uploaded for the visit itself lies behind every earlier upload.
+            let behind = writer == Stage::Decode && stage == Stage::Upload && plan.is_uploaded();
+            // What was decoded at use lies before the reader, which this waits for.
+            let read = stream(stage) == stream(Stage::Compute);
+            if stream(writer) != stream(stage) && !behind && !read {
+                self.fence(after, Fence::LastWriter, stage, |users| {
+                    users.place.latest(place)[class]
+                });
+            }
         }
     }
 }
 
 /// What a visit's operations are, in the order upload, decode, compute.
 fn stages(plan: &VisitPlan) -> impl Iterator<Item = Stage> {
-    let upload = plan.place.is_some().then_some(Stage::Upload);
-    let decode = plan.staging.is_some().then_some(Stage::Decode);
+    let upload = plan.is_uploaded().then_some(Stage::Upload);
+    let decode = plan.encoded().is_some().then_some(Stage::Decode);
     upload.into_iter().chain(decode).chain([Stage::Compute])
 }
 
 /// The operations of each kind, in an order in which they can be submitted.
-pub(super) fn operations(kinds: &[Vec<VisitPlan>]) -> Vec<Vec<Operation>> {
+pub(super) fn operations(kinds: &[Vec<VisitPlan>], decoding: Decoding) -> Vec<Vec<Operation>> {
     let before: Vec<Users> = kinds.iter().map(|visits| Users::of_pass(visits)).collect();
     kinds
         .iter()
-        .map(|visits| of_kind(visits, &before))
+        .map(|visits| of_kind(visits, &before, decoding))
         .collect()
 }
 
-fn of_kind(visits: &[VisitPlan], before: &[Users]) -> Vec<Operation> {
+/// The turn that the compute of `visit`, or its decode at use, opens; the head is turn 0.
+fn turn_of(stage: Stage, visit: u32) -> usize {
+    match stage {
+        Stage::Compute => 2 * visit as usize + 2,
+        Stage::Upload | Stage::Decode => 2 * visit as usize + 1,
+    }
+}
+
+fn of_kind(visits: &[VisitPlan], before: &[Users], decoding: Decoding) -> Vec<Operation> {
     let mut fencer = Fencer {
         here: Users::new(),
         before,
+        decoding,
     };
-    // Turn 0 is the head, turn v + 1 follows the compute of visit v.
-    let mut turns: Vec<Vec<Operation>> = vec![Vec::new(); visits.len() + 1];
+    let at_use = decoding == Decoding::AtUse;
+    let mut turns: Vec<Vec<Operation>> = vec![Vec::new(); 2 * visits.len() + 1];
     let mut decode_turns = vec![0; visits.len()];
     let mut stream_turns = [0; 2];
     for (visit, plan) in (0_u32..).zip(visits) {
@@ -154,7 +174,7 @@ fn of_kind(visits: &[VisitPlan], before: &[Users]) -> Vec<Operation> {
             let mut after = Vec::new();
             match stage {
                 Stage::Upload => match &plan.staging {
-                    None => fencer.first_write(&mut after, plan),
+                    None => fencer.first_write(&mut after, stage, plan),
                     Some(staging) => {
                         fencer.fence(&mut after, Fence::StagingRead, Stage::Decode, |users| {
                             users.staging.latest(staging)[1]
@@ -162,31 +182,36 @@ fn of_kind(visits: &[VisitPlan], before: &[Users]) -> Vec<Operation> {
                     }
                 },
                 Stage::Decode => {
-                    after.push(own(Fence::Uploaded, Stage::Upload));
-                    fencer.first_write(&mut after, plan);
+                    if plan.is_uploaded() {
+                        after.push(own(Fence::Uploaded, Stage::Upload));
+                    }
+                    fencer.first_write(&mut after, stage, plan);
                 }
                 Stage::Compute => {
-                    if plan.staging.is_some() {
-                        after.push(own(Fence::Arrived, Stage::Decode));
-                    } else if plan.place.is_some() {
+                    if plan.encoded().is_none() && plan.place.is_some() {
                         after.push(own(Fence::Arrived, Stage::Upload));
+                    } else if plan.encoded().is_some() && !at_use {
+                        after.push(own(Fence::Arrived, Stage::Decode));
                     }
-                    // It opens its turn. Transfers of this and earlier visits are in earlier ones.
-                    turns[visit as usize + 1].push(Operation {
-                        stage,
-                        visit,
-                        after,
-                    });
-                    continue;
                 }
             }
-            let mut turn = stream_turns[stage as usize];
-            if stage == Stage::Decode {
-                turn = turn.max(stream_turns[Stage::Upload as usize]);
+            if decoding.stream(stage) == Stage::Compute as usize {
+                // It opens its turn. Transfers of this and earlier visits are in earlier ones.
+                let turn = turn_of(stage, visit);
+                if stage == Stage::Decode {
+                    decode_turns[visit as usize] = turn;
+                }
+                turns[turn].push(Operation {
+                    stage,
+                    visit,
+                    after,
+                });
+                continue;
             }
+            let mut turn = stream_turns[stage as usize];
             for dependency in after.iter().filter(|one| one.pass == PassRef::This) {
                 turn = turn.max(match dependency.stage {
-                    Stage::Compute => dependency.visit as usize + 1,
+                    Stage::Compute => turn_of(Stage::Compute, dependency.visit),
                     Stage::Decode => decode_turns[dependency.visit as usize],
                     // Uploads are in turn with this one's stream, or its own upload.
                     Stage::Upload => stream_turns[Stage::Upload as usize],

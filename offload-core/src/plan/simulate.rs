@@ -2,7 +2,7 @@
 //!
 //! # Model
 //!
-//! Three streams, each in order. An operation starts when its stream is free and everything that it waits for has
+//! Three streams, each in order; a decode at use runs on the stream of computes. An operation starts when its stream is free and everything that it waits for has
 //! ended; it takes its cost. Submission is never late. Passes of one kind follow one another; before the first upload
 //! of pass `p` the upload and decode streams wait for the end of pass `p - 2`, as in the executor.
 //!
@@ -18,7 +18,7 @@
 //! that stream's costs. `certificate` relies on this.
 
 use super::cost::KindCosts;
-use super::{Operation, PassRef, Stage};
+use super::{Decoding, Operation, PassRef, Stage};
 
 /// Passes simulated at most.
 const MAX_PASSES: usize = 64;
@@ -45,7 +45,7 @@ struct Program {
 }
 
 impl Program {
-    fn new(operations: &[Operation], kind: usize, costs: &KindCosts) -> Self {
+    fn new(operations: &[Operation], kind: usize, costs: &KindCosts, decoding: Decoding) -> Self {
         let visits = costs.compute.len();
         let slots = 3 * visits;
         let slot = |stage: Stage, visit: u32| stage as usize * visits + visit as usize;
@@ -62,7 +62,7 @@ impl Program {
                     }
                 }
                 (
-                    operation.stage as usize,
+                    decoding.stream(operation.stage),
                     slot(operation.stage, operation.visit),
                     costs.of(operation.stage, operation.visit as usize),
                     after.len(),
@@ -93,14 +93,19 @@ impl Program {
 }
 
 /// Replays passes of one kind until they repeat.
-pub(super) fn simulate(operations: &[Operation], kind: usize, costs: &KindCosts) -> Timing {
-    if !operations.iter().any(|one| one.stage == Stage::Upload) {
+pub(super) fn simulate(
+    operations: &[Operation],
+    kind: usize,
+    costs: &KindCosts,
+    decoding: Decoding,
+) -> Timing {
+    if operations.iter().all(|one| one.stage == Stage::Compute) {
         return Timing {
             pass_s: costs.compute_s,
             cold_pass_s: costs.compute_s,
         };
     }
-    let program = Program::new(operations, kind, costs);
+    let program = Program::new(operations, kind, costs, decoding);
     let tolerance = costs.compute_s.max(1e-300) * 1e-12;
     let mut ends = vec![0.0; 2 * program.slots];
     let mut history: Vec<Vec<f64>> = Vec::new();

@@ -12,6 +12,7 @@
 //! where the pattern centred in the pass, `floor((2k + 1) n / 2s)`, is up to 1.3 % above. With unlike blocks either
 //! may be the better one, so both are offered.
 
+use super::Form;
 use super::problem::Problem;
 
 /// Where in the pass an even pattern begins.
@@ -46,8 +47,8 @@ impl Order {
         }
     }
 
-    /// Adds to `streamed` the first `count` blocks.
-    pub(super) fn stream(&self, mut count: usize, streamed: &mut [bool]) {
+    /// Makes the first `count` blocks streamed.
+    pub(super) fn stream(&self, mut count: usize, forms: &mut [Form]) {
         for class in &self.classes {
             let taken = count.min(class.len());
             let half = match self.phase {
@@ -55,7 +56,7 @@ impl Order {
                 Phase::Centred => 1,
             };
             for index in 0..taken {
-                streamed[class[(2 * index + half) * class.len() / (2 * taken)]] = true;
+                forms[class[(2 * index + half) * class.len() / (2 * taken)]] = Form::Streamed;
             }
             count -= taken;
         }
@@ -148,6 +149,25 @@ pub(super) fn by_worth(problem: &Problem) -> Vec<usize> {
     blocks
 }
 
+/// Blocks that may be packed, by descending seconds that a byte saves which makes them resident.
+pub(super) fn unpacking(problem: &Problem) -> Vec<usize> {
+    let mut decode_s = vec![0.0; problem.sizes.len()];
+    for (kind, costs) in problem.workload.kinds.iter().zip(&problem.costs) {
+        for (visit, seconds) in kind.visits.iter().zip(&costs.decode) {
+            decode_s[visit.block] += costs.weight * seconds;
+        }
+    }
+    let per_byte = |block: usize| {
+        let sizes = &problem.sizes[block];
+        decode_s[block] / (sizes.place - sizes.staging) as f64
+    };
+    let mut blocks: Vec<usize> = (problem.free().into_iter())
+        .filter(|&block| problem.sizes[block].can_pack)
+        .collect();
+    blocks.sort_by(|&a, &b| per_byte(b).total_cmp(&per_byte(a)));
+    blocks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,9 +176,11 @@ mod tests {
     fn streamed_blocks_are_spread_evenly_over_a_class() {
         let streamed = |count, phase| {
             let order = Order::new(vec![(0..8).collect()], phase);
-            let mut set = [false; 8];
-            order.stream(count, &mut set);
-            (0..8).filter(|&block| set[block]).collect::<Vec<_>>()
+            let mut forms = [Form::Resident; 8];
+            order.stream(count, &mut forms);
+            (0..8)
+                .filter(|&block| forms[block] == Form::Streamed)
+                .collect::<Vec<_>>()
         };
         assert_eq!(streamed(0, Phase::First), [0; 0]);
         assert_eq!(streamed(1, Phase::First), [0]);

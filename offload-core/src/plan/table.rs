@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Form, KindPlan, Plan, Verdict};
+use super::{Decoding, Form, KindPlan, Plan, Verdict};
 
 /// Bytes in the largest binary unit that leaves at least 1.
 struct Bytes(u64);
@@ -60,6 +60,7 @@ impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Resident => "resident",
+            Self::Packed => "packed",
             Self::Streamed => "streamed",
         })
     }
@@ -131,13 +132,25 @@ impl fmt::Display for Plan {
             Bytes(self.arena.staging.bytes),
             Bytes(self.high_water_bytes),
         )?;
-        for form in [Form::Resident, Form::Streamed] {
+        for form in [Form::Resident, Form::Packed, Form::Streamed] {
             let of_form =
                 || (0..self.blocks.len()).filter(|&block| self.blocks[block].form == form);
             let count = of_form().count();
             if count > 0 {
                 writeln!(f, "{count:>5} {form}: blocks {}", ranges(of_form()))?;
             }
+        }
+        if self.blocks.iter().any(|block| block.form == Form::Packed)
+            || self.arena.staging.bytes > 0 && self.arena.window.bytes > 0
+        {
+            writeln!(
+                f,
+                "      decoded {}",
+                match self.decoding {
+                    Decoding::Ahead => "ahead of the visit",
+                    Decoding::AtUse => "at the visit",
+                }
+            )?;
         }
         let width = self
             .kinds

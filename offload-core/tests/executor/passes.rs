@@ -21,6 +21,10 @@ struct Rig {
 
 impl Rig {
     fn new(model: Model, pins: bool) -> Self {
+        Self::with(model, pins, true)
+    }
+
+    fn with(model: Model, pins: bool, pack: bool) -> Self {
         let device = CpuDevice::builder()
             .poison(true)
             .jitter(11)
@@ -32,6 +36,7 @@ impl Rig {
             .model(model)
             .remainder_below(64)
             .device_budget(DeviceBudget::Bytes(budget))
+            .pack(pack)
             .build()
             .unwrap();
         let stream = device.create_stream("compute").unwrap();
@@ -158,7 +163,7 @@ fn hints_right_wrong_and_missing_never_change_bytes() {
 #[test]
 fn a_right_hint_keeps_the_next_pass_warm_and_a_wrong_one_costs_bytes() {
     let (model, [half, _]) = model_with_kinds();
-    let mut rig = Rig::new(model, true);
+    let mut rig = Rig::with(model, true, false);
     let follow = |rig: &mut Rig, hint: Option<PassKind>, next: PassKind| {
         let mut pass = rig.offload.pass(PassKind::FULL, &rig.stream).unwrap();
         if let Some(hint) = hint {

@@ -11,8 +11,8 @@ use offload_core::cpu::CpuDevice;
 use offload_core::device::Device;
 use offload_core::encoding::Encoding;
 use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, OffloadError};
-use offload_core::model::{Model, PassKind};
-use offload_core::plan::{Fence, Plan};
+use offload_core::model::{Model, PassKind, Residency};
+use offload_core::plan::{BlockPlan, Decoding, Fence, Form, Plan};
 use offload_core::testing::toy;
 
 use crate::support;
@@ -124,13 +124,21 @@ fn direct_blocks_arrive_identical() {
 }
 
 /// Whether jitter, poison, interval table and hashes notice what `amend` did to the plan, within so many seeds.
-fn notices(model: &Model, skip: bool, seeds: u64, amend: fn(Plan) -> Plan) -> bool {
+fn notices(
+    model: &Model,
+    (decoding, budget): (Decoding, DeviceBudget),
+    skip: bool,
+    seeds: u64,
+    amend: fn(Plan) -> Plan,
+) -> bool {
     for seed in 0..seeds {
         let run = || {
             let device = jittery(seed, true);
             let expected = support::expected(model, &ArrivalPolicy::default());
             let stream = device.create_stream("compute")?;
             let mut offload = support::least(&device, model.clone())
+                .decoding(decoding)
+                .device_budget(budget)
                 .amend_plan(amend)
                 .build()?;
             let seen = support::Seen::default();
@@ -174,46 +182,86 @@ fn writers_model() -> Model {
     toy::model(&[[64, 256]; 9], &[Encoding::Q8_0, Encoding::BF16], 5)
 }
 
+const DECODINGS: [Decoding; 2] = [Decoding::Ahead, Decoding::AtUse];
+
+/// What is decoded is packed, what arrives as stored is streamed, and all share one place.
+fn packed_model() -> (Model, DeviceBudget) {
+    let mut model = writers_model();
+    for block in (1..9).step_by(2) {
+        model = model.with_residency(block, Residency::Never).unwrap();
+    }
+    let device = CpuDevice::new();
+    let least = support::least(&device, model.clone()).build().unwrap();
+    let least = least.plan().arena_bytes;
+    let packed = |block: &BlockPlan| block.form == Form::Packed;
+    for more in 0.. {
+        let budget = DeviceBudget::Bytes(least + more * 1024);
+        let built = support::least(&device, model.clone()).device_budget(budget);
+        let plan = built.build().unwrap().plan().clone();
+        if plan.blocks.iter().step_by(2).all(packed) {
+            return (model, budget);
+        }
+    }
+    unreachable!("some budget packs them all")
+}
+
 #[test]
 fn with_all_fences_nothing_is_noticed() {
-    assert!(!notices(&support::mixed_model(), false, 20, |plan| plan));
-    assert!(!notices(&writers_model(), true, 20, |plan| plan));
+    let (packed, budget) = packed_model();
+    for decoding in DECODINGS {
+        let least = (decoding, DeviceBudget::Least);
+        assert!(!notices(
+            &support::mixed_model(),
+            least,
+            false,
+            20,
+            |plan| plan
+        ));
+        assert!(!notices(&writers_model(), least, true, 20, |plan| plan));
+        assert!(!notices(&packed, (decoding, budget), true, 20, |plan| plan));
+    }
+}
+
+/// Whether a plan of all that is decoded in either way, without what `amend` takes away, is noticed.
+fn is_noticed(amend: fn(Plan) -> Plan) -> bool {
+    let notices = |decoding| {
+        let least = (decoding, DeviceBudget::Least);
+        notices(&support::mixed_model(), least, false, 200, amend)
+    };
+    DECODINGS.into_iter().all(notices)
 }
 
 #[test]
 fn decode_without_waiting_for_its_upload_is_noticed() {
-    let model = support::mixed_model();
-    assert!(notices(&model, false, 200, |plan| plan
-        .without_fence(Fence::Uploaded)));
+    assert!(is_noticed(|plan| plan.without_fence(Fence::Uploaded)));
 }
 
 #[test]
 fn an_upload_into_staging_that_is_still_read_is_noticed() {
-    let model = support::mixed_model();
-    assert!(notices(&model, false, 200, |plan| plan
-        .without_fence(Fence::StagingRead)));
+    assert!(is_noticed(|plan| plan.without_fence(Fence::StagingRead)));
 }
 
 #[test]
 fn compute_without_waiting_for_its_block_is_noticed() {
-    let model = support::mixed_model();
-    assert!(notices(&model, false, 200, |plan| plan
-        .without_fence(Fence::Arrived)));
+    assert!(is_noticed(|plan| plan.without_fence(Fence::Arrived)));
 }
 
 #[test]
 fn a_write_over_a_block_that_is_still_read_is_noticed() {
-    let model = support::mixed_model();
-    assert!(notices(&model, false, 200, |plan| plan
-        .without_fence(Fence::LastReader)));
+    assert!(is_noticed(|plan| plan.without_fence(Fence::LastReader)));
 }
 
 /// Direct and decoded blocks share the window, and skipped visits have no reader: only the writer fence is between a
 /// decode on one stream and an upload on another.
 #[test]
 fn a_write_over_a_range_that_is_still_written_is_noticed() {
-    assert!(notices(&writers_model(), true, 200, |plan| plan
-        .without_fence(Fence::LastWriter)));
+    let without = |plan: Plan| plan.without_fence(Fence::LastWriter);
+    let ahead = (Decoding::Ahead, DeviceBudget::Least);
+    assert!(notices(&writers_model(), ahead, true, 200, without));
+    let (packed, budget) = packed_model();
+    for decoding in DECODINGS {
+        assert!(notices(&packed, (decoding, budget), true, 200, without));
+    }
 }
 
 #[test]

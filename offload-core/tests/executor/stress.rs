@@ -18,9 +18,10 @@ use offload_core::cpu::{CpuDevice, CpuStream, CpuView, LiveCounts};
 use offload_core::device::{Device, DeviceError, Rung};
 use offload_core::encoding::Encoding;
 use offload_core::executor::{
-    ArrivalPolicy, DeviceBudget, HostBudget, Lease, Offload, OffloadError, StagingBuffers,
+    ArrivalPolicy, DeviceBudget, HostBudget, Lease, Offload, OffloadError, Settings, StagingBuffers,
 };
 use offload_core::model::{Model, PassKind, Residency};
+use offload_core::plan::Decoding;
 use offload_core::source::{Source, SourceFile};
 use offload_core::swappable::{Swappable, TensorSpec};
 use offload_core::testing::toy::{self, ToyBlock};
@@ -272,11 +273,17 @@ impl Case {
             count: 1 + random.below(3),
             bytes: random.pick(&[201, 1000, 4096, 64 << 10, 1 << 20]),
         };
+        let settings = Settings {
+            arrival: policy,
+            remainder_below_bytes: remainder_below,
+            decoding: random.pick(&[None, Some(Decoding::Ahead), Some(Decoding::AtUse)]),
+            pack: !random.one_in(4),
+            ..Settings::default()
+        };
         let build = |device: &WatchedDevice, budget| {
             Offload::builder(device)
                 .model(model.clone())
-                .remainder_below(remainder_below)
-                .arrival(policy)
+                .settings(settings.clone())
                 .device_budget(budget)
                 .staging_buffers(staging)
                 .page_cache(HostBudget::Bytes(cache))
@@ -316,15 +323,16 @@ impl Case {
             for visit in &plan.visits {
                 writeln!(
                     text,
-                    "    block {} place {:?} staging {:?}",
-                    visit.block, visit.place, visit.staging
+                    "    block {} place {:?} staging {:?} packed {:?}",
+                    visit.block, visit.place, visit.staging, visit.packed
                 )
                 .unwrap();
             }
         }
         writeln!(
             text,
-            "{device:?}, {staging:?}, cache {cache}, {budget} of {least}..{all} bytes, uploads before {before}"
+            "{device:?}, {:?}, {staging:?}, cache {cache}, {budget} of {least}..{all} bytes, uploads before {before}",
+            offload.plan().decoding
         )
         .unwrap();
         *log.lock() = text;

@@ -1,7 +1,7 @@
 //! Plans keep to their budget, and there is one whenever there can be.
 
 use offload_core::model::Residency;
-use offload_core::plan::{Budget, Form, Plan, PlanError, Verdict};
+use offload_core::plan::{Budget, Form, Plan, PlanError, Verdict, Wishes};
 use proptest::prelude::*;
 
 use crate::fences::plan_at;
@@ -31,7 +31,7 @@ proptest! {
 
     #[test]
     fn forced_blocks_are_as_they_are_told(workload in workloads::any(8, 10), part in 0.0..1.2) {
-        let plan = plan_at(&workload, part);
+        let plan = plan_at(&workload, part, None);
         for (load, block) in workload.blocks.iter().zip(&plan.blocks) {
             match load.residency {
                 _ if load.place_bytes == 0 => prop_assert_eq!(block.form, Form::Resident),
@@ -60,7 +60,7 @@ proptest! {
 
     #[test]
     fn the_same_inputs_give_the_same_plan(workload in workloads::any(8, 10), part in 0.0..1.1) {
-        prop_assert_eq!(plan_at(&workload, part), plan_at(&workload.clone(), part));
+        prop_assert_eq!(plan_at(&workload, part, None), plan_at(&workload.clone(), part, None));
     }
 
     #[test]
@@ -128,6 +128,13 @@ fn a_block_that_is_never_visited_waits_on_the_host() {
     assert_eq!(plan.kinds[0].verdict, Verdict::Resident);
 }
 
+fn ahead(blocks: u32) -> Wishes {
+    Wishes {
+        blocks_ahead: Some(blocks),
+        ..Wishes::default()
+    }
+}
+
 /// The window is as deep as asked, and the plan keeps to its budget all the same.
 #[test]
 fn a_window_that_is_asked_for_has_so_many_places_and_one() {
@@ -135,16 +142,16 @@ fn a_window_that_is_asked_for_has_so_many_places_and_one() {
     let (workload, rates) = (uniform(12, bytes), uniform_rates(bytes, 1.0));
     let mut last = 0;
     for blocks in [0, 1, 2, 5] {
-        let plan = Plan::make_ahead(&workload, &rates, Budget::Least, Some(blocks)).unwrap();
+        let plan = Plan::make_as(&workload, &rates, Budget::Least, ahead(blocks)).unwrap();
         assert_eq!(plan.arena.window.bytes, (u64::from(blocks) + 1) * bytes);
         assert!(plan.arena_bytes <= plan.budget_bytes && plan.arena_bytes > last);
         last = plan.arena_bytes;
         let more = Budget::Bytes(plan.arena_bytes + 3 * bytes);
-        let plan = Plan::make_ahead(&workload, &rates, more, Some(blocks)).unwrap();
+        let plan = Plan::make_as(&workload, &rates, more, ahead(blocks)).unwrap();
         assert_eq!(plan.arena.window.bytes, (u64::from(blocks) + 1) * bytes);
         assert!(plan.arena_bytes <= plan.budget_bytes);
     }
     // No deeper than all visits, however many are asked for: then all can stay.
-    let all = Plan::make_ahead(&workload, &rates, Budget::Least, Some(u32::MAX)).unwrap();
+    let all = Plan::make_as(&workload, &rates, Budget::Least, ahead(u32::MAX)).unwrap();
     assert_eq!(all.arena_bytes, 12 * bytes);
 }

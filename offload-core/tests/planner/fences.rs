@@ -1,6 +1,7 @@
 //! No interleaving that a plan allows reads wrong bytes, and each of its fences is needed.
 
-use offload_core::plan::{Budget, Fence, Plan, Workload};
+use offload_core::model::Residency;
+use offload_core::plan::{Budget, Decoding, Fence, Form, Plan, Wishes, Workload};
 use proptest::prelude::*;
 
 use crate::replay::{self, Pass, Use};
@@ -26,18 +27,26 @@ fn passes(plan: &Plan, choices: &[u8]) -> Vec<Pass> {
 }
 
 /// A plan for a budget between the least and everything, `part` of the way.
-pub(crate) fn plan_at(workload: &Workload, part: f64) -> Plan {
+pub(crate) fn plan_at(workload: &Workload, part: f64, decoding: Option<Decoding>) -> Plan {
     let rates = workloads::rates(1000.0);
-    let least = Plan::make(workload, &rates, Budget::Least)
-        .unwrap()
-        .arena_bytes;
+    let wishes = Wishes {
+        decoding,
+        ..Wishes::default()
+    };
+    let make = |budget| Plan::make_as(workload, &rates, budget, wishes).unwrap();
+    let least = make(Budget::Least).arena_bytes;
     let all: u64 = workload
         .blocks
         .iter()
         .map(|block| block.place_bytes + block.remainder_bytes + 512)
         .sum();
     let more = (all.saturating_sub(least) as f64 * part) as u64;
-    Plan::make(workload, &rates, Budget::Bytes(least + more)).unwrap()
+    make(Budget::Bytes(least + more))
+}
+
+/// What the planner may be told about decoding.
+pub(crate) fn decodings() -> impl Strategy<Value = Option<Decoding>> {
+    prop::sample::select(vec![None, Some(Decoding::Ahead), Some(Decoding::AtUse)])
 }
 
 proptest! {
@@ -47,9 +56,10 @@ proptest! {
     fn every_interleaving_of_any_passes_reads_the_right_bytes(
         workload in workloads::any(7, 12),
         part in 0.0..1.1,
+        decoding in decodings(),
         choices in prop::collection::vec(any::<u8>(), 97),
     ) {
-        let plan = plan_at(&workload, part);
+        let plan = plan_at(&workload, part, decoding);
         prop_assert_eq!(replay::lies_well(&plan), Ok(()));
         prop_assert_eq!(replay::run(&plan, &passes(&plan, &choices)), Ok(()));
         for kind in 0..plan.kinds.len() {
@@ -62,10 +72,11 @@ proptest! {
     fn the_high_water_mark_is_what_eager_submission_reaches(
         workload in workloads::any(7, 12),
         part in 0.0..1.1,
+        decoding in decodings(),
     ) {
         let mut workload = workload;
         workload.kinds.truncate(1);
-        let plan = plan_at(&workload, part);
+        let plan = plan_at(&workload, part, decoding);
         let live = replay::most_live_bytes(&plan, 0);
         prop_assert_eq!(
             plan.high_water_bytes,
@@ -93,8 +104,12 @@ fn mixed() -> Workload {
     }
 }
 
-fn least(workload: &Workload) -> Plan {
-    Plan::make(workload, &workloads::rates(1024.0), Budget::Least).unwrap()
+fn least(workload: &Workload, decoding: Decoding) -> Plan {
+    let wishes = Wishes {
+        decoding: Some(decoding),
+        ..Wishes::default()
+    };
+    Plan::make_as(workload, &workloads::rates(1024.0), Budget::Least, wishes).unwrap()
 }
 
 /// Two full passes, and one with every second visit skipped between them.
@@ -116,10 +131,39 @@ fn is_needed(fence: Fence) {
 }
 
 fn is_needed_in(workload: &Workload, fence: Fence) {
-    let plan = least(workload);
-    assert_eq!(run_with_skips(&plan), Ok(()));
+    for decoding in [Decoding::Ahead, Decoding::AtUse] {
+        let plan = least(workload, decoding);
+        assert_eq!(plan.decoding, decoding);
+        is_needed_by(&plan, fence);
+    }
+}
+
+fn is_needed_by(plan: &Plan, fence: Fence) {
+    assert_eq!(run_with_skips(plan), Ok(()));
     let error = run_with_skips(&plan.without_fence(fence)).unwrap_err();
-    assert!(error.contains("race"), "{error}");
+    assert!(error.contains("race"), "{:?}: {error}", plan.decoding);
+}
+
+/// What arrives as stored is streamed, what is decoded is packed, and all share one place.
+fn packed(decoding: Decoding) -> Plan {
+    let mut workload = mixed();
+    for block in workload.blocks.iter_mut().step_by(2) {
+        block.residency = Residency::Never;
+    }
+    // So that it pays: computes would hide the uploads.
+    for visit in &mut workload.kinds[0].visits {
+        visit.compute_s = 0.1;
+    }
+    let wishes = Wishes {
+        decoding: Some(decoding),
+        ..Wishes::default()
+    };
+    let (rates, budget) = (workloads::rates(1024.0), Budget::Bytes(1024 + 2 * 512));
+    let plan = Plan::make_as(&workload, &rates, budget, wishes).unwrap();
+    let forms: Vec<_> = plan.blocks.iter().map(|block| block.form).collect();
+    let pair = [Form::Streamed, Form::Packed];
+    assert_eq!(forms, [pair, pair].concat());
+    plan
 }
 
 #[test]
@@ -152,21 +196,27 @@ fn a_write_into_a_place_that_is_still_read_is_found() {
 
 #[test]
 fn a_write_into_a_place_that_a_skipped_visit_still_writes_is_found() {
-    is_needed(Fence::LastWriter);
+    is_needed_by(&least(&mixed(), Decoding::Ahead), Fence::LastWriter);
+    for decoding in [Decoding::Ahead, Decoding::AtUse] {
+        is_needed_by(&packed(decoding), Fence::LastWriter);
+        is_needed_by(&packed(decoding), Fence::LastReader);
+    }
 }
 
 #[test]
 fn operations_are_listed_behind_all_that_they_wait_for() {
-    let plan = least(&mixed());
-    let operations = &plan.kinds[0].operations;
-    for (position, operation) in operations.iter().enumerate() {
-        for one in &operation.after {
-            let before = operations
-                .iter()
-                .position(|other| (other.stage, other.visit) == (one.stage, one.visit))
-                .unwrap();
-            let this = one.pass == offload_core::plan::PassRef::This;
-            assert!(!this || before < position, "{operation:?}");
+    for decoding in [Decoding::Ahead, Decoding::AtUse] {
+        let plan = least(&mixed(), decoding);
+        let operations = &plan.kinds[0].operations;
+        for (position, operation) in operations.iter().enumerate() {
+            for one in &operation.after {
+                let before = operations
+                    .iter()
+                    .position(|other| (other.stage, other.visit) == (one.stage, one.visit))
+                    .unwrap();
+                let this = one.pass == offload_core::plan::PassRef::This;
+                assert!(!this || before < position, "{operation:?}");
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A plan survives JSON, and nothing else passes for a plan.
 
-use offload_core::plan::{Budget, Fence, Plan, PlanError};
+use offload_core::plan::{Budget, Decoding, Fence, Plan, PlanError};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -85,7 +85,7 @@ proptest! {
         workload in workloads::any(7, 12),
         part in 0.0..1.1,
     ) {
-        let plan = plan_at(&workload, part);
+        let plan = plan_at(&workload, part, None);
         prop_assert_eq!(Plan::from_json(&plan.to_json()), Ok(plan));
     }
 
@@ -95,7 +95,7 @@ proptest! {
         part in 0.0..1.1,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 24),
     ) {
-        let plan = plan_at(&workload, part);
+        let plan = plan_at(&workload, part, None);
         let written: Value = serde_json::from_str(&plan.to_json()).unwrap();
         for (at, how) in changes {
             let mut value = written.clone();
@@ -112,7 +112,7 @@ proptest! {
         workload in workloads::any(4, 5),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 24),
     ) {
-        let text = plan_at(&workload, 0.4).to_json().into_bytes();
+        let text = plan_at(&workload, 0.4, None).to_json().into_bytes();
         for (at, byte) in changes {
             let mut text = text.clone();
             let index = at.index(text.len());
@@ -194,6 +194,22 @@ fn each_inconsistency_is_refused_by_name() {
                 visit.place = None;
             }
         }),
+        ("is packed or lacks it", |plan| {
+            for block in &mut plan.blocks {
+                block.packed = None;
+            }
+        }),
+        ("is packed elsewhere than its block", |plan| {
+            for visit in &mut plan.kinds[0].visits {
+                visit.packed = None;
+            }
+        }),
+        ("do not follow from its places", |plan| {
+            plan.decoding = match plan.decoding {
+                Decoding::Ahead => Decoding::AtUse,
+                Decoding::AtUse => Decoding::Ahead,
+            }
+        }),
         ("is to block 9 of 4", |plan| {
             plan.kinds[0].visits[1].block = 9
         }),
@@ -208,7 +224,7 @@ fn each_inconsistency_is_refused_by_name() {
             plan.kinds[0].operations[0].visit = u32::MAX;
         }),
         ("do not follow from its places", |plan| {
-            *plan = plan.without_fence(Fence::LastWriter);
+            *plan = plan.without_fence(Fence::StagingRead);
         }),
         ("predicted pass", |plan| {
             plan.kinds[0].predicted_pass_s = -1.0

@@ -6,7 +6,16 @@
 //! touch a common byte, at least one of them writing, must be ordered; otherwise some interleaving races. If all are,
 //! every interleaving has the outcome of any one, and that one is replayed byte range by byte range.
 
-use offload_core::plan::{PassRef, Place, Plan, Stage};
+use offload_core::plan::{Decoding, PassRef, Place, Plan, Stage};
+
+/// The stream on which a stage runs.
+fn stream_of(plan: &Plan, stage: Stage) -> usize {
+    match (stage, plan.decoding) {
+        (Stage::Upload, _) => 0,
+        (Stage::Decode, Decoding::Ahead) => 1,
+        (Stage::Decode, Decoding::AtUse) | (Stage::Compute, _) => 2,
+    }
+}
 
 /// What the engine does about a visit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +49,9 @@ impl Pass {
 #[derive(Debug, Clone)]
 struct Node {
     pass: usize,
+    #[expect(dead_code, reason = "for messages")]
     stage: Stage,
+    stream: usize,
     visit: usize,
     /// Place in its stream.
     position: usize,
@@ -72,7 +83,7 @@ pub(crate) fn run(plan: &Plan, passes: &[Pass]) -> Result<(), String> {
             std::array::from_fn(|_| vec![None; kind.visits.len()]);
         for operation in &kind.operations {
             let (stage, visit) = (operation.stage, operation.visit as usize);
-            let stream = stage as usize;
+            let stream = stream_of(plan, stage);
             let visit_plan = &kind.visits[visit];
             let how = pass.uses[visit];
             let mut clock = last_clock[stream];
@@ -81,11 +92,13 @@ pub(crate) fn run(plan: &Plan, passes: &[Pass]) -> Result<(), String> {
                     *mine = (*mine).max(others);
                 }
             };
-            if stage != Stage::Compute && number >= 2 {
+            if stream < 2 && number >= 2 {
                 join(ends[number - 2]);
             }
             let idle = match stage {
                 Stage::Compute => how != Use::Computed,
+                // A decode at use belongs to the compute: a skip leaves out both.
+                Stage::Decode if stream == 2 => how != Use::Computed,
                 _ => how == Use::Unfetched,
             };
             for one in &operation.after {
@@ -103,23 +116,25 @@ pub(crate) fn run(plan: &Plan, passes: &[Pass]) -> Result<(), String> {
                 if !idle {
                     let before: &Node = &nodes[before];
                     let mut through = before.clock;
-                    through[before.stage as usize] = before.position + 1;
+                    through[before.stream] = before.position + 1;
                     join(through);
                 }
             }
-            let direct = visit_plan.staging.is_none();
+            let direct = visit_plan.staging.is_none() && visit_plan.packed.is_none();
             let (reads, writes) = match stage {
                 _ if idle => (None, None),
                 Stage::Upload if direct => (None, visit_plan.place),
                 Stage::Upload => (None, visit_plan.staging),
+                // What is packed was there before, and nobody writes it.
                 Stage::Decode => (visit_plan.staging, visit_plan.place),
                 Stage::Compute => (visit_plan.place, None),
             };
-            own[stream][visit] = Some(nodes.len());
+            own[stage as usize][visit] = Some(nodes.len());
             let position = streams[stream];
             nodes.push(Node {
                 pass: number,
                 stage,
+                stream,
                 visit,
                 position,
                 clock,
@@ -132,8 +147,8 @@ pub(crate) fn run(plan: &Plan, passes: &[Pass]) -> Result<(), String> {
         }
         for (visit, visit_plan) in kind.visits.iter().enumerate() {
             let wanted = [
-                visit_plan.place.is_some(),
-                visit_plan.staging.is_some(),
+                visit_plan.place.is_some() && visit_plan.packed.is_none(),
+                visit_plan.staging.is_some() || visit_plan.packed.is_some(),
                 true,
             ];
             for stage in 0..3 {
@@ -158,7 +173,7 @@ fn no_races(nodes: &[Node]) -> Result<(), String> {
             let conflict = overlap(&a.writes, &b.writes)
                 || overlap(&a.writes, &b.reads)
                 || overlap(&a.reads, &b.writes);
-            let a_first = b.clock[a.stage as usize] > a.position;
+            let a_first = b.clock[a.stream] > a.position;
             if conflict && !a_first {
                 return Err(format!("{a:?} and {b:?} race"));
             }
@@ -228,7 +243,10 @@ pub(crate) fn lies_well(plan: &Plan) -> Result<(), String> {
     };
     let mut residents: Vec<Place> = Vec::new();
     for block in &plan.blocks {
-        for place in [block.remainder, block.resident].into_iter().flatten() {
+        for place in [block.remainder, block.resident, block.packed]
+            .into_iter()
+            .flatten()
+        {
             if !inside(&place, &plan.arena.resident) {
                 return Err(format!(
                     "{place:?} of {} is not among residents",
@@ -278,7 +296,7 @@ pub(crate) fn most_live_bytes(plan: &Plan, kind: usize) -> u64 {
         loop {
             let mut blocked = [false; 3];
             let next = queue.iter().position(|(pass, operation)| {
-                let stream = operation.stage as usize;
+                let stream = stream_of(plan, operation.stage);
                 let met = operation.after.iter().all(|one| match one.pass {
                     PassRef::This => done.contains(&(*pass, one.stage, one.visit)),
                     PassRef::Previous(of) => {
@@ -289,22 +307,34 @@ pub(crate) fn most_live_bytes(plan: &Plan, kind: usize) -> u64 {
                 });
                 let ready = met && !blocked[stream] && *pass <= now + 1;
                 blocked[stream] |= !ready;
-                ready && operation.stage != Stage::Compute
+                ready && stream < 2
             });
             let Some(next) = next else { break };
             let (pass, operation) = queue.remove(next);
             done.insert((pass, operation.stage, operation.visit));
             let visit = &of.visits[operation.visit as usize];
-            let writes = operation.stage == Stage::Decode || visit.staging.is_none();
-            if writes {
+            let direct = visit.staging.is_none() && visit.packed.is_none();
+            if operation.stage == Stage::Decode || direct {
                 live += visit.place.map_or(0, |place| place.bytes);
             }
             peak = peak.max(live);
         }
-        let next = queue
-            .iter()
-            .position(|(_, operation)| operation.stage == Stage::Compute)
-            .expect("as many computes as visits");
+        let position = |queue: &[(usize, &offload_core::plan::Operation)]| {
+            let found = queue
+                .iter()
+                .position(|(_, operation)| stream_of(plan, operation.stage) == 2);
+            found.expect("as many computes as visits")
+        };
+        let mut next = position(&queue);
+        if queue[next].1.stage == Stage::Decode {
+            let (pass, operation) = queue.remove(next);
+            done.insert((pass, Stage::Decode, operation.visit));
+            live += of.visits[operation.visit as usize]
+                .place
+                .map_or(0, |place| place.bytes);
+            peak = peak.max(live);
+            next = position(&queue);
+        }
         let (pass, operation) = queue.remove(next);
         done.insert((pass, Stage::Compute, operation.visit));
         live -= of.visits[operation.visit as usize]
@@ -325,8 +355,9 @@ pub(crate) fn pass_ends(plan: &Plan, kind: usize, passes: usize, costs: &[[f64; 
         ends.push(vec![[0.0; 3]; of.visits.len()]);
         for operation in &of.operations {
             let stage = operation.stage as usize;
-            let mut start = free[stage];
-            if stage < 2 && pass >= 2 {
+            let stream = stream_of(plan, operation.stage);
+            let mut start = free[stream];
+            if stream < 2 && pass >= 2 {
                 start = start.max(after_pass[pass - 2]);
             }
             for one in &operation.after {
@@ -339,8 +370,8 @@ pub(crate) fn pass_ends(plan: &Plan, kind: usize, passes: usize, costs: &[[f64; 
                 };
                 start = start.max(before);
             }
-            free[stage] = start + costs[operation.visit as usize][stage];
-            ends[pass][operation.visit as usize][stage] = free[stage];
+            free[stream] = start + costs[operation.visit as usize][stage];
+            ends[pass][operation.visit as usize][stage] = free[stream];
         }
         after_pass.push(free.into_iter().fold(0.0, f64::max));
         computed.push(free[2]);
