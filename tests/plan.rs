@@ -31,7 +31,10 @@ fn check(report: &Value) {
     let placements = report["placements"].as_array().expect("a list");
     for placement in placements {
         assert!(placement["block"].is_string());
-        assert!(["resident", "streamed"].contains(&placement["form"].as_str().expect("a form")));
+        assert!(
+            ["resident", "packed", "streamed"]
+                .contains(&placement["form"].as_str().expect("a form"))
+        );
         assert!(["pinned", "host", "disk"].contains(&placement["tier"].as_str().expect("a tier")));
     }
     let streams = placements

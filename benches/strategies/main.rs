@@ -26,7 +26,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use offload_core::executor::Costs;
-use offload_core::plan::Rates;
+use offload_core::plan::{Decoding, Form, Rates};
 use offload_cuda::CudaDevice;
 use serde::Serialize;
 
@@ -88,6 +88,10 @@ struct Row {
     stall_s: Option<f64>,
     peak_device_bytes: u64,
     pinned_bytes: u64,
+    /// Where blocks are decoded.
+    decoding: Option<Decoding>,
+    streamed_blocks: usize,
+    packed_blocks: usize,
     inconclusive: bool,
 }
 
@@ -116,20 +120,54 @@ fn scatter(samples: &[f64]) -> f64 {
 enum Placement {
     /// None.
     Streamed,
-    /// So many hundredths of the blocks, spread as the planner likes.
+    /// What the planner makes of memory for so many hundredths of the blocks as residents.
     Planned(u64),
+    /// The same, nothing packed.
+    Unpacked(u64),
+    /// What the planner makes of memory for so many hundredths of the blocks in encoded form.
+    Packed(u64),
     /// So many hundredths, the first ones; the tail is streamed.
     Tail(u64),
 }
 
-const ROWS: [(&str, Placement); 7] = [
-    ("resident", Placement::Planned(100)),
-    ("streamed", Placement::Streamed),
-    ("resident 25 %", Placement::Planned(25)),
-    ("resident 50 %", Placement::Planned(50)),
-    ("resident 75 %", Placement::Planned(75)),
-    ("contiguous tail, resident 50 %", Placement::Tail(50)),
-    ("contiguous tail, resident 75 %", Placement::Tail(75)),
+/// A row: its placement, and where its blocks are decoded unless the planner chooses.
+type Mode = (&'static str, Placement, Option<Decoding>);
+
+const ROWS: [Mode; 7] = [
+    ("resident", Placement::Planned(100), None),
+    ("streamed", Placement::Streamed, None),
+    ("resident 25 %", Placement::Planned(25), None),
+    ("resident 50 %", Placement::Planned(50), None),
+    ("resident 75 %", Placement::Planned(75), None),
+    ("contiguous tail, resident 50 %", Placement::Tail(50), None),
+    ("contiguous tail, resident 75 %", Placement::Tail(75), None),
+];
+
+/// Besides, where blocks are decoded.
+const ENCODED_ROWS: [Mode; 7] = [
+    (
+        "streamed, ahead",
+        Placement::Streamed,
+        Some(Decoding::Ahead),
+    ),
+    (
+        "streamed, at use",
+        Placement::Streamed,
+        Some(Decoding::AtUse),
+    ),
+    (
+        "packed, ahead",
+        Placement::Packed(100),
+        Some(Decoding::Ahead),
+    ),
+    (
+        "packed, at use",
+        Placement::Packed(100),
+        Some(Decoding::AtUse),
+    ),
+    ("packed 50 %", Placement::Packed(50), None),
+    ("resident 25 %, unpacked", Placement::Unpacked(25), None),
+    ("resident 50 %, unpacked", Placement::Unpacked(50), None),
 ];
 
 fn main() {
@@ -165,7 +203,7 @@ fn measure(arguments: &Arguments, device: &CudaDevice) -> Result<Vec<Row>, Strin
         |name: &str| arguments.row.is_empty() || arguments.row.iter().any(|row| row == name);
     let mut rows = Vec::new();
     println!(
-        "{:32} {:>6} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>9} {:>7} {:>8}",
+        "{:32} {:>6} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>9} {:>7} {:>8} {:>9}",
         "mode",
         "tokens",
         "pass s",
@@ -176,7 +214,8 @@ fn measure(arguments: &Arguments, device: &CudaDevice) -> Result<Vec<Row>, Strin
         "/bound",
         "predicted",
         "host us",
-        "stall s"
+        "stall s",
+        "device GB"
     );
     for &tokens in &arguments.tokens {
         let tokens = if tokens == 0 {
@@ -187,16 +226,27 @@ fn measure(arguments: &Arguments, device: &CudaDevice) -> Result<Vec<Row>, Strin
         let engine = work.engine(tokens)?;
         let resident = work.resident(&engine)?;
         resident.warm_up(&engine);
-        for &(name, placement) in ROWS.iter().filter(|(name, _)| wanted(name)) {
+        let encoded: &[Mode] = match arguments.storage {
+            Storage::Bf16 => &[],
+            Storage::Q4KM => &ENCODED_ROWS,
+        };
+        let rows_of_storage = ROWS.iter().chain(encoded);
+        for &(name, placement, decoding) in rows_of_storage.filter(|row| wanted(row.0)) {
             let compute_s = resident.pass_s(&engine, arguments.passes);
             let costs = costs(&work, compute_s / arguments.blocks as f64);
-            let mut streamed = Streamed::new(&work, placement, costs)?;
-            let streamed_blocks = streamed.streamed_blocks();
+            let mut streamed = Streamed::new(&work, placement, decoding, costs)?;
+            let streamed_blocks = streamed.blocks_of(Form::Streamed);
+            let packed_blocks = streamed.blocks_of(Form::Packed);
             streamed.pass_s(&engine, 3)?;
             let (mut wire, mut compute, mut overlap, mut pass) =
                 (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             for _ in 0..arguments.rounds {
-                overlap.push(resident.overlap_s(&engine, &streamed_blocks, arguments.passes)?);
+                overlap.push(resident.overlap_s(
+                    &engine,
+                    &streamed_blocks,
+                    packed_blocks.len(),
+                    arguments.passes,
+                )?);
                 pass.push(streamed.pass_s(&engine, arguments.passes)?);
                 compute.push(resident.pass_s(&engine, arguments.passes));
                 wire.push(work.wire_s(&streamed_blocks, 2)?);
@@ -221,6 +271,9 @@ fn measure(arguments: &Arguments, device: &CudaDevice) -> Result<Vec<Row>, Strin
                 stall_s: Some(streamed.stall_s(arguments.passes)?),
                 peak_device_bytes: streamed.arena_bytes(),
                 pinned_bytes: device.pinned_bytes(),
+                decoding: streamed.decoding(),
+                streamed_blocks: streamed_blocks.len(),
+                packed_blocks: packed_blocks.len(),
                 inconclusive: scatter(&overlap) > SCATTER,
             });
             print_row(rows.last().expect("just pushed"));
@@ -238,7 +291,7 @@ fn print_row(row: &Row) {
         value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
     };
     println!(
-        "{:32} {:>6} {:>9.5} {:>9.5} {:>9.5} {:>9.5} {:>7.4} {:>7.4} {:>9} {:>7} {:>8}{}",
+        "{:32} {:>6} {:>9.5} {:>9.5} {:>9.5} {:>9.5} {:>7.4} {:>7.4} {:>9} {:>7} {:>8} {:>9.3}{}",
         row.mode,
         row.tokens,
         row.pass_s,
@@ -250,6 +303,7 @@ fn print_row(row: &Row) {
         optional(row.predicted_pass_s, 5),
         optional(row.host_us_per_visit, 2),
         optional(row.stall_s, 5),
+        row.peak_device_bytes as f64 * 1e-9,
         if row.inconclusive {
             " inconclusive"
         } else {

@@ -77,6 +77,9 @@ pub(crate) fn rows(
             stall_s: None,
             peak_device_bytes: 2 * bytes as u64,
             pinned_bytes: 0,
+            decoding: None,
+            streamed_blocks: count,
+            packed_blocks: 0,
             inconclusive: false,
         });
         Ok(())

@@ -8,9 +8,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use offload_core::device::{DecodeEntry, DecodeTable, Device, DeviceError};
 use offload_core::encoding::Encoding;
-use offload_core::executor::{Costs, DeviceBudget, Offload, OffloadError};
+use offload_core::executor::{Costs, DeviceBudget, Offload, OffloadError, Settings};
 use offload_core::model::{Model, PassKind, Residency};
-use offload_core::plan::Place;
+use offload_core::plan::{Decoding, Form, Place, VisitPlan};
 use offload_core::source::Source;
 use offload_cuda::{CudaArena, CudaDevice, CudaPinned, CudaProgram, CudaStream};
 
@@ -20,6 +20,9 @@ use crate::weights::{self, MATRICES, Storage};
 
 /// Places for streamed blocks besides what is resident.
 const PLACES: u64 = 3;
+
+/// Staging through which residents are loaded.
+const LOADING_BYTES: u64 = 4 << 20;
 
 /// Two tokens counts between which the time of the products is taken as linear.
 const CROSSING: [u64; 2] = [8192, 16384];
@@ -330,18 +333,23 @@ impl<'w> Resident<'w> {
         &self,
         engine: &Engine,
         blocks: &[usize],
+        packed: usize,
         passes: usize,
     ) -> Result<f64, String> {
         let work = self.work;
         work.drain()?;
+        let decoded = match work.storage {
+            Storage::Bf16 => 0,
+            Storage::Q4KM => blocks.len() + packed,
+        };
         let begin = Instant::now();
         // Uploads first: a full queue of products would hold the host.
         for _ in 0..passes {
             for &block in blocks {
                 work.upload_block(block).map_err(text)?;
-                if work.storage != Storage::Bf16 {
-                    work.decode_block().map_err(text)?;
-                }
+            }
+            for _ in 0..decoded {
+                work.decode_block().map_err(text)?;
             }
         }
         for _ in 0..passes {
@@ -363,7 +371,12 @@ pub(crate) struct Streamed<'w> {
 }
 
 impl<'w> Streamed<'w> {
-    pub(crate) fn new(work: &'w Work, placement: Placement, costs: Costs) -> Result<Self, String> {
+    pub(crate) fn new(
+        work: &'w Work,
+        placement: Placement,
+        decoding: Option<Decoding>,
+        costs: Costs,
+    ) -> Result<Self, String> {
         let count = work.blocks.len() as u64;
         let arrived: u64 = (0..MATRICES.len()).map(arrived_bytes).sum();
         let staging = match work.storage {
@@ -372,7 +385,9 @@ impl<'w> Streamed<'w> {
         };
         let mut model = work.model();
         let percent = match placement {
-            Placement::Planned(percent) => percent,
+            Placement::Planned(percent)
+            | Placement::Unpacked(percent)
+            | Placement::Packed(percent) => percent,
             Placement::Streamed => {
                 for block in 0..work.blocks.len() {
                     model = model
@@ -394,14 +409,33 @@ impl<'w> Streamed<'w> {
                 percent
             }
         };
-        let resident = count * percent / 100;
+        let stays = count * percent / 100;
         // A place more than there are streamed blocks is of no use, and would hold a block.
-        let places = PLACES.min(count - resident);
-        let budget = (resident + places) * arrived.next_multiple_of(256) + staging + (1 << 20);
+        let places = PLACES.min(count - stays);
+        let budget = match placement {
+            // What is decoded ahead needs a place beside the one that is computed with.
+            Placement::Packed(_) => {
+                let places = 1 + u64::from(decoding == Some(Decoding::Ahead));
+                let staging = match stays == count {
+                    true => LOADING_BYTES,
+                    false => staging,
+                };
+                stays * work.storage.block_bytes().next_multiple_of(256)
+                    + places * arrived.next_multiple_of(256)
+                    + staging
+            }
+            _ => (stays + places) * arrived.next_multiple_of(256) + staging + (1 << 20),
+        };
+        let settings = Settings {
+            costs,
+            decoding,
+            pack: !matches!(placement, Placement::Unpacked(_)),
+            ..Settings::default()
+        };
         let offload = Offload::builder(&work.device)
             .model(model)
+            .settings(settings)
             .device_budget(DeviceBudget::Bytes(budget))
-            .costs(costs)
             .build()
             .map_err(text)?;
         Ok(Self {
@@ -412,10 +446,18 @@ impl<'w> Streamed<'w> {
         })
     }
 
-    pub(crate) fn streamed_blocks(&self) -> Vec<usize> {
-        let visits = &self.offload.plan().kinds[0].visits;
-        let streamed = visits.iter().filter(|visit| visit.place.is_some());
-        streamed.map(|visit| visit.block).collect()
+    pub(crate) fn blocks_of(&self, form: Form) -> Vec<usize> {
+        let blocks = self.offload.plan().blocks.iter().enumerate();
+        let of_form = blocks.filter(|(_, block)| block.form == form);
+        of_form.map(|(block, _)| block).collect()
+    }
+
+    /// Where blocks are decoded, if any is.
+    pub(crate) fn decoding(&self) -> Option<Decoding> {
+        let plan = self.offload.plan();
+        let is_decoded = |visit: &VisitPlan| visit.encoded().is_some();
+        let decodes = plan.kinds[0].visits.iter().any(is_decoded);
+        decodes.then_some(plan.decoding)
     }
 
     pub(crate) fn arena_bytes(&self) -> u64 {

@@ -211,20 +211,28 @@ impl<D: Device> Offload<D> {
             origin,
             generation: 0,
         };
-        let arena = match offload.allocate() {
-            Ok(arena) => arena,
-            Err(OffloadError::Device(error @ DeviceError::OutOfMemory { .. })) => {
-                return Err(Refused::Arena {
-                    arena_bytes: offload.plan.arena_bytes,
-                    least_bytes: make(Budget::Least).map_err(Refused::Plan)?.arena_bytes,
-                    error,
-                });
-            }
-            Err(error) => return Err(error.into()),
+        let arena_bytes = offload.plan.arena_bytes;
+        let of_arena = |error: OffloadError, held_bytes: u64| match error {
+            OffloadError::Device(DeviceError::OutOfMemory {
+                requested_bytes,
+                free_bytes,
+            }) => match make(Budget::Least) {
+                Ok(least) => Refused::Arena {
+                    arena_bytes,
+                    least_bytes: least.arena_bytes,
+                    requested_bytes: held_bytes + requested_bytes,
+                    free_bytes: held_bytes + free_bytes,
+                },
+                Err(error) => Refused::Plan(error),
+            },
+            error => error.into(),
         };
+        let arena = offload.allocate().map_err(|error| of_arena(error, 0))?;
         let of_staging = |error| Refused::of_staging(error, ask.buffers, staged);
         let mut readers = offload.readers().map_err(of_staging)?;
-        offload.load(arena, &tables, readers.as_mut())?;
+        // Beside the arena the device needs memory for what it knows of the plan.
+        let loaded = offload.load(arena, &tables, readers.as_mut());
+        loaded.map_err(|error| of_arena(error, arena_bytes))?;
         if staged {
             let patience = settings.pin_files.then_some(builder.patience);
             let (pinner, requests) = Pinner::start(&offload.transfer, patience, past.notes);

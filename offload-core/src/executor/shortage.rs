@@ -80,12 +80,15 @@ impl fmt::Display for Shortage {
 /// Why an attempt to build failed.
 #[derive(Debug)]
 pub(super) enum Refused {
-    /// The device refused the arena.
+    /// The device refused the arena, or the little that is needed beside it.
     Arena {
         arena_bytes: u64,
         /// Of the least arena for which there is a plan.
         least_bytes: u64,
-        error: DeviceError,
+        /// Bytes asked for, the arena's included.
+        requested_bytes: u64,
+        /// Bytes that were free before.
+        free_bytes: u64,
     },
     /// The staging buffers do not fit the host budget, or were refused.
     Staging {
@@ -175,8 +178,9 @@ impl Ask {
             Refused::Arena {
                 arena_bytes,
                 least_bytes,
-                error,
-            } => self.lower_arena(arena_bytes, least_bytes, error),
+                requested_bytes,
+                free_bytes,
+            } => self.lower_arena(arena_bytes, least_bytes, requested_bytes, free_bytes),
             Refused::Staging { streams, error } => self.lower_buffers(streams, error),
             Refused::Plan(source) => Err(match self.keep.take() {
                 Some(OffloadError::HostMemory {
@@ -199,16 +203,18 @@ impl Ask {
         &mut self,
         refused_bytes: u64,
         least_bytes: u64,
-        error: DeviceError,
+        requested_bytes: u64,
+        free_bytes: u64,
     ) -> Result<(), OffloadError> {
-        let DeviceError::OutOfMemory { free_bytes, .. } = error else {
-            return Err(error.into());
-        };
         if refused_bytes <= least_bytes {
-            return Err(error.into());
+            return Err(OffloadError::Device(DeviceError::OutOfMemory {
+                requested_bytes,
+                free_bytes,
+            }));
         }
-        let smaller = if free_bytes < refused_bytes {
-            free_bytes
+        let beside = requested_bytes.saturating_sub(refused_bytes);
+        let smaller = if free_bytes < requested_bytes {
+            free_bytes.saturating_sub(beside)
         } else {
             // It lies in pieces: what is free need not be had at once.
             refused_bytes - (refused_bytes / 16).max(1)

@@ -9,7 +9,7 @@ use crate::executor::error::OffloadError;
 use crate::executor::program::VisitProgram;
 use crate::executor::report::{Counters, PassReport, Span};
 use crate::executor::transfer::{Arrival, Job, Turn, VisitState};
-use crate::plan::{LiveWindow, Stage};
+use crate::plan::{LiveWindow, PassRef, Stage};
 
 /// What follows the running pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -522,11 +522,22 @@ impl<D: Device> Offload<D> {
             pass, epoch, kind, ..
         } = self.progress;
         if program.ahead().is_some() {
-            return self.await_arrival(pass, kind, visit);
+            self.await_arrival(pass, kind, visit)?;
+        } else {
+            self.transfer.update(pass, kind, visit, |state| {
+                *state = VisitState::new(pass, epoch, Arrival::Submitted);
+            });
         }
-        self.transfer.update(pass, kind, visit, |state| {
-            *state = VisitState::new(pass, epoch, Arrival::Submitted);
-        });
+        if program.at_use {
+            // What was uploaded to its place for a visit that was skipped.
+            let uploads = program.after(Stage::Decode).iter().filter(|one| {
+                (one.pass, one.stage) == (PassRef::This, Stage::Upload)
+                    && one.visit as usize != visit
+            });
+            for upload in uploads {
+                self.await_arrival(pass, kind, upload.visit as usize)?;
+            }
+        }
         Ok(())
     }
 

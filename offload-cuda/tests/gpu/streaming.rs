@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use offload_core::device::Device;
 use offload_core::encoding::Encoding;
-use offload_core::executor::{DeviceBudget, Offload, OffloadError};
-use offload_core::model::{Model, PassKind};
-use offload_core::plan::{Fence, Plan};
+use offload_core::executor::{DeviceBudget, Offload, OffloadBuilder, OffloadError, Settings};
+use offload_core::model::{Model, PassKind, Residency};
+use offload_core::plan::{Budget, Decoding, Fence, Form, Plan};
 use offload_core::source::Source;
 use offload_core::swappable::{Swappable, TensorSpec};
 use offload_core::testing::toy::{self, ToyBlock};
@@ -38,7 +38,11 @@ pub(crate) fn pinned(device: &CudaDevice, model: &Model) -> Model {
         });
         Arc::new(ToyBlock::new(block.name(), tensors.collect())) as Arc<dyn Swappable>
     });
-    Model::new(blocks.collect()).unwrap()
+    let pinned = Model::new(blocks.collect()).unwrap();
+    (0..model.blocks().len()).fold(pinned, |pinned, block| {
+        let residency = model.residency(block);
+        pinned.with_residency(block, residency).unwrap()
+    })
 }
 
 pub(crate) fn all_blocks(model: &Model) -> Vec<usize> {
@@ -51,12 +55,14 @@ pub(crate) fn offload(
     budget: DeviceBudget,
     amend: fn(Plan) -> Plan,
 ) -> Result<Offload<CudaDevice>, OffloadError> {
+    builder(device, model, budget).amend_plan(amend).build()
+}
+
+fn builder(device: &CudaDevice, model: &Model, budget: DeviceBudget) -> OffloadBuilder<CudaDevice> {
     Offload::builder(device)
         .model(model.clone())
         .remainder_below(64)
         .device_budget(budget)
-        .amend_plan(amend)
-        .build()
 }
 
 fn resident_bytes(device: &CudaDevice, model: &Model) -> u64 {
@@ -64,12 +70,19 @@ fn resident_bytes(device: &CudaDevice, model: &Model) -> u64 {
     all.plan().arena_bytes
 }
 
-fn stream(device: &CudaDevice, model: &Model, budget: DeviceBudget, passes: usize) {
+fn stream(
+    device: &CudaDevice,
+    model: &Model,
+    decoding: Decoding,
+    budget: DeviceBudget,
+    passes: usize,
+) {
     let handles = device.live_handles();
     {
         let compute = device.create_stream("compute").unwrap();
         let mut engine = Engine::new(device, model, compute);
-        let mut offload = offload(device, model, budget, |plan| plan).unwrap();
+        let builder = builder(device, model, budget).decoding(decoding);
+        let mut offload = builder.build().unwrap();
         assert!(offload.plan().kinds[0].wire_bytes_per_pass > 0, "streams");
         for _ in 0..passes {
             engine.pass(&mut offload, PassKind::FULL).unwrap();
@@ -88,9 +101,11 @@ fn a_thousand_passes_with_poison_and_jitter_are_identical() {
     };
     let passes = crate::rounds("OFFLOAD_LONG_PASSES", 1000);
     let model = pinned(&device, &mixed_model());
-    stream(&device, &model, DeviceBudget::Least, passes);
-    let middling = resident_bytes(&device, &model) * 6 / 10;
-    stream(&device, &model, DeviceBudget::Bytes(middling), passes / 4);
+    let middling = DeviceBudget::Bytes(resident_bytes(&device, &model) * 6 / 10);
+    for decoding in [Decoding::Ahead, Decoding::AtUse] {
+        stream(&device, &model, decoding, DeviceBudget::Least, passes / 2);
+        stream(&device, &model, decoding, middling, passes / 8);
+    }
 }
 
 #[test]
@@ -98,11 +113,19 @@ fn staged_memory_arrives_identical() {
     let Some(device) = crate::device(|builder| builder.poison(true).jitter(3)) else {
         return;
     };
-    stream(&device, &mixed_model(), DeviceBudget::Least, 100);
+    for decoding in [Decoding::Ahead, Decoding::AtUse] {
+        stream(&device, &mixed_model(), decoding, DeviceBudget::Least, 50);
+    }
 }
 
 /// Whether poison, jitter and a slow reader notice what `amend` did to the plan, within so many seeds.
-fn notices(model: &Model, skip: bool, seeds: u64, amend: fn(Plan) -> Plan) -> bool {
+fn notices(
+    model: &Model,
+    (decoding, budget): (Decoding, DeviceBudget),
+    skip: bool,
+    seeds: u64,
+    amend: fn(Plan) -> Plan,
+) -> bool {
     for seed in 0..seeds {
         let device = CudaDevice::builder(0).poison(true).jitter(seed).build();
         let device = device.unwrap();
@@ -112,7 +135,8 @@ fn notices(model: &Model, skip: bool, seeds: u64, amend: fn(Plan) -> Plan) -> bo
             let mut engine = Engine::new(&device, &model, compute);
             engine.delay_us = 150 * (seed % 3);
             let stream = engine.stream.clone();
-            let mut offload = offload(&device, &model, DeviceBudget::Least, amend)?;
+            let builder = builder(&device, &model, budget).decoding(decoding);
+            let mut offload = builder.amend_plan(amend).build()?;
             let mut different = Vec::new();
             for _ in 0..20 {
                 let mut pass = offload.pass(PassKind::FULL, &stream)?;
@@ -152,8 +176,37 @@ fn with_all_fences_nothing_is_noticed() {
     if crate::device(|builder| builder).is_none() {
         return;
     }
-    assert!(!notices(&mixed_model(), false, 12, |plan| plan));
-    assert!(!notices(&writers_model(), true, 12, |plan| plan));
+    let (packed, budget) = packed_model();
+    for decoding in [Decoding::Ahead, Decoding::AtUse] {
+        let least = (decoding, DeviceBudget::Least);
+        assert!(!notices(&mixed_model(), least, false, 12, |plan| plan));
+        assert!(!notices(&writers_model(), least, true, 12, |plan| plan));
+        assert!(!notices(&packed, (decoding, budget), true, 12, |plan| plan));
+    }
+}
+
+/// What is decoded is packed, what arrives as stored is streamed, and all share one place.
+fn packed_model() -> (Model, DeviceBudget) {
+    let mut model = writers_model();
+    for block in (1..9).step_by(2) {
+        model = model.with_residency(block, Residency::Never).unwrap();
+    }
+    let plan = |budget| {
+        let settings = Settings {
+            remainder_below_bytes: 64,
+            ..Settings::default()
+        };
+        settings
+            .plan(&settings.workload(&model, true), budget)
+            .unwrap()
+    };
+    let least = plan(Budget::Least).arena_bytes;
+    let budget = (0..).map(|more| least + more * 16384).find(|&bytes| {
+        let plan = plan(Budget::Bytes(bytes));
+        let mut decoded = plan.blocks.iter().step_by(2);
+        decoded.all(|block| block.form == Form::Packed)
+    });
+    (model, DeviceBudget::Bytes(budget.unwrap()))
 }
 
 #[test]
@@ -161,29 +214,38 @@ fn without_any_one_fence_it_is_noticed() {
     if crate::device(|builder| builder).is_none() {
         return;
     }
-    let (mixed, writers) = (mixed_model(), writers_model());
-    assert!(
-        notices(&mixed, false, 60, |plan| plan
-            .without_fence(Fence::Uploaded)),
-        "decode without waiting for its upload"
-    );
-    assert!(
-        notices(&mixed, false, 60, |plan| plan
-            .without_fence(Fence::StagingRead)),
-        "an upload into staging that is still read"
-    );
-    assert!(
-        notices(&mixed, false, 60, |plan| plan.without_fence(Fence::Arrived)),
-        "compute without waiting for its block"
-    );
-    assert!(
-        notices(&mixed, false, 60, |plan| plan
-            .without_fence(Fence::LastReader)),
-        "a write over a block that is still read"
-    );
-    assert!(
-        notices(&writers, true, 60, |plan| plan
-            .without_fence(Fence::LastWriter)),
-        "a write over a range that is still written"
-    );
+    let (mixed, writers, (packed, budget)) = (mixed_model(), writers_model(), packed_model());
+    for decoding in [Decoding::Ahead, Decoding::AtUse] {
+        let least = (decoding, DeviceBudget::Least);
+        assert!(
+            notices(&mixed, least, false, 60, |plan| plan
+                .without_fence(Fence::Uploaded)),
+            "decode {decoding:?} without waiting for its upload"
+        );
+        assert!(
+            notices(&mixed, least, false, 60, |plan| plan
+                .without_fence(Fence::StagingRead)),
+            "an upload into staging that is still read, {decoding:?}"
+        );
+        assert!(
+            notices(&mixed, least, false, 60, |plan| plan
+                .without_fence(Fence::Arrived)),
+            "compute without waiting for its block, decoded {decoding:?}"
+        );
+        assert!(
+            notices(&mixed, least, false, 60, |plan| plan
+                .without_fence(Fence::LastReader)),
+            "a write over a block that is still read, decoded {decoding:?}"
+        );
+        // What is decoded at use waits for uploads of its own, if it has any, and so for earlier ones.
+        let (model, budget) = match decoding {
+            Decoding::Ahead => (&writers, DeviceBudget::Least),
+            Decoding::AtUse => (&packed, budget),
+        };
+        assert!(
+            notices(model, (decoding, budget), true, 60, |plan| plan
+                .without_fence(Fence::LastWriter)),
+            "a write over a range that is still written, decoded {decoding:?}"
+        );
+    }
 }
