@@ -33,6 +33,9 @@ use serde::Serialize;
 use weights::Storage;
 use work::{Streamed, Work};
 
+/// Passes over which the work of the host is counted.
+const HOST_PASSES: usize = 10;
+
 /// Scatter of a floor above which a row proves nothing.
 const SCATTER: f64 = 0.002;
 
@@ -267,7 +270,7 @@ fn measure(arguments: &Arguments, device: &CudaDevice) -> Result<Vec<Row>, Strin
                 over_floor: pass_s / overlap_floor_s,
                 over_bound: pass_s / wire_floor_s.max(compute_floor_s),
                 predicted_pass_s: Some(streamed.predicted_pass_s()),
-                host_us_per_visit: Some(streamed.host_us_per_visit()),
+                host_us_per_visit: Some(streamed.host_us_per_visit(&engine, HOST_PASSES)?),
                 stall_s: Some(streamed.stall_s(arguments.passes)?),
                 peak_device_bytes: streamed.arena_bytes(),
                 pinned_bytes: device.pinned_bytes(),

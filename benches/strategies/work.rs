@@ -366,8 +366,6 @@ impl<'w> Resident<'w> {
 pub(crate) struct Streamed<'w> {
     work: &'w Work,
     offload: Offload<CudaDevice>,
-    host_s: f64,
-    visits: u64,
 }
 
 impl<'w> Streamed<'w> {
@@ -438,12 +436,7 @@ impl<'w> Streamed<'w> {
             .device_budget(DeviceBudget::Bytes(budget))
             .build()
             .map_err(text)?;
-        Ok(Self {
-            work,
-            offload,
-            host_s: 0.0,
-            visits: 0,
-        })
+        Ok(Self { work, offload })
     }
 
     pub(crate) fn blocks_of(&self, form: Form) -> Vec<usize> {
@@ -468,9 +461,20 @@ impl<'w> Streamed<'w> {
         self.offload.plan().kinds[0].predicted_pass_s
     }
 
-    /// Microseconds of the calling thread in the library, per visit.
-    pub(crate) fn host_us_per_visit(&self) -> f64 {
-        self.host_s * 1e6 / self.visits as f64
+    /// Microseconds of the calling thread in the library, per visit, of `passes` passes each of which is waited for: the
+    /// driver holds back whoever submits more than its queues take, and that is no work.
+    pub(crate) fn host_us_per_visit(
+        &mut self,
+        engine: &Engine,
+        passes: usize,
+    ) -> Result<f64, String> {
+        let mut addresses = Vec::with_capacity(MATRICES.len());
+        let mut host_s = 0.0;
+        for _ in 0..passes {
+            host_s += self.pass(engine, &mut addresses).map_err(text)?;
+            self.work.drain()?;
+        }
+        Ok(host_s * 1e6 / (passes * self.work.blocks.len()) as f64)
     }
 
     /// Seconds of a pass in which the products waited, the mean of the last ones.
@@ -492,23 +496,26 @@ impl<'w> Streamed<'w> {
         Ok(begin.elapsed().as_secs_f64() / passes as f64)
     }
 
-    fn pass(&mut self, engine: &Engine, addresses: &mut Vec<u64>) -> Result<(), OffloadError> {
+    /// A pass. Returns the seconds in the library.
+    fn pass(&mut self, engine: &Engine, addresses: &mut Vec<u64>) -> Result<f64, OffloadError> {
+        let begin = Instant::now();
         let mut pass = self.offload.pass(PassKind::FULL, &engine.stream)?;
+        let mut host_s = begin.elapsed().as_secs_f64();
         loop {
             let begin = Instant::now();
             let Some(lease) = pass.acquire()? else {
-                return Ok(());
+                drop(pass);
+                return Ok(host_s + begin.elapsed().as_secs_f64());
             };
             addresses.clear();
             for name in lease.tensor_names() {
                 addresses.push(lease.tensor(name)?.address());
             }
-            self.host_s += begin.elapsed().as_secs_f64();
+            host_s += begin.elapsed().as_secs_f64();
             engine.compute(addresses);
             let begin = Instant::now();
             drop(lease);
-            self.host_s += begin.elapsed().as_secs_f64();
-            self.visits += 1;
+            host_s += begin.elapsed().as_secs_f64();
         }
     }
 }
