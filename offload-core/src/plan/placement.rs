@@ -419,9 +419,8 @@ impl<'a> Search<'a> {
         while slow < enough && *left > 0 {
             let middle = slow + (enough - slow) / 2;
             let placement = self.unpacked(&packed, middle);
-            if self.problem.arena_bytes(&placement) >= self.best.1.arena_bytes {
-                enough = middle;
-            } else if self.is_fast(placement, limit_s, left) {
+            let no_smaller = self.problem.arena_bytes(&placement) >= self.best.1.arena_bytes;
+            if no_smaller || self.is_fast(placement, limit_s, left) {
                 enough = middle;
             } else {
                 slow = middle + 1;
