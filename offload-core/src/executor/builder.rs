@@ -55,6 +55,9 @@ pub struct Settings {
     pub arrival: ArrivalPolicy,
     /// Runs of fewer bytes than this stay resident: small copies do not reach the rate of the wire. Default: 64 KiB.
     pub remainder_below_bytes: u64,
+    /// Encoded blocks of more bytes than this may be staged in parts, cut between tensors, so that one is decoded while the
+    /// next one comes. Default: 64 MiB.
+    pub part_bytes: u64,
     /// Times for the planner.
     pub costs: Costs,
     /// How many streamed blocks can arrive while one computes; the planner chooses by default.
@@ -73,6 +76,7 @@ impl Default for Settings {
         Self {
             arrival: ArrivalPolicy::default(),
             remainder_below_bytes: 64 << 10,
+            part_bytes: 64 << 20,
             costs: Costs::default(),
             blocks_ahead: None,
             decoding: None,
@@ -98,7 +102,12 @@ impl Settings {
 
     pub(super) fn layouts(&self, model: &Model) -> Vec<BlockLayout> {
         let layout = |block: &Arc<dyn crate::swappable::Swappable>| {
-            BlockLayout::new(block.as_ref(), &self.arrival, self.remainder_below_bytes)
+            BlockLayout::new(
+                block.as_ref(),
+                &self.arrival,
+                self.remainder_below_bytes,
+                self.part_bytes,
+            )
         };
         model.blocks().iter().map(layout).collect()
     }

@@ -172,9 +172,9 @@ impl<D: Device> Feed<'_, D> {
     fn push(&mut self, message: Message<D>) {
         let how = match &message {
             Message::Job(job) if job.stage == Stage::Upload => {
-                if self.transfer.visit_program(job).is_pinned() {
+                if self.transfer.visit_program(job).is_part_pinned(job.part) {
                     How::Submit
-                } else if self.requests.is_open(self.transfer, job.kind, job.visit) {
+                } else if self.requests.is_open(self.transfer, job) {
                     How::Pin
                 } else {
                     How::Read
@@ -195,8 +195,8 @@ impl<D: Device> Feed<'_, D> {
             return;
         };
         let how = if self.is_wanted(job) {
-            self.requests.pin(self.transfer, job.kind, job.visit);
-            match self.transfer.visit_program(job).is_pinned() {
+            self.requests.pin(self.transfer, job);
+            match self.transfer.visit_program(job).is_part_pinned(job.part) {
                 true => How::Submit,
                 false => How::Read,
             }
@@ -302,7 +302,7 @@ impl<D: Device> Feed<'_, D> {
                 }
             }
         };
-        let uploads = &self.transfer.visit_program(job).uploads;
+        let uploads = self.transfer.visit_program(job).uploads_of(job.part);
         let staged = |from: usize| {
             let later = uploads.iter().enumerate().skip(from);
             later

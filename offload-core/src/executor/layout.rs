@@ -5,6 +5,7 @@
 //! image*; the arrived tensors, each on [`PLACE_ALIGN`] bytes, are its *place*. If nothing has to be decoded and the
 //! image already has every tensor on that alignment, image and place are the same and the block is *direct*.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -97,6 +98,15 @@ pub(super) struct Upload {
     pub(super) image_offset: u64,
 }
 
+/// A part of the encoded image that can be staged and decoded by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    /// Its tensors, as indices into the streamable ones.
+    tensors: Range<usize>,
+    /// Its range of the image.
+    pub(super) image: Range<u64>,
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct BlockLayout {
     pub(super) tensors: Vec<TensorLayout>,
@@ -106,6 +116,8 @@ pub(super) struct BlockLayout {
     /// 0 for direct blocks.
     pub(super) staging_bytes: u64,
     pub(super) remainder_bytes: u64,
+    /// One or more that cover all streamable tensors; none if there are none.
+    parts: Vec<Part>,
 }
 
 fn align(offset: u64) -> u64 {
@@ -144,7 +156,12 @@ fn owner_of(
 }
 
 impl BlockLayout {
-    pub(super) fn new(block: &dyn Swappable, policy: &ArrivalPolicy, remainder_below: u64) -> Self {
+    pub(super) fn new(
+        block: &dyn Swappable,
+        policy: &ArrivalPolicy,
+        remainder_below: u64,
+        part_bytes: u64,
+    ) -> Self {
         let specs = block.tensors();
         let (mut files, mut memories) = (Vec::new(), Vec::new());
         let mut stored: Vec<_> = (0..specs.len())
@@ -228,12 +245,41 @@ impl BlockLayout {
             place_bytes = image_bytes;
         }
         let staging_bytes = if direct { 0 } else { image_bytes };
+        let mut parts: Vec<Part> = Vec::new();
+        for (index, &tensor) in streamable.iter().enumerate() {
+            let start = tensors[tensor].image_offset;
+            let end = start + specs[tensor].source().len();
+            match parts.last_mut() {
+                Some(part) if direct || end - part.image.start <= part_bytes => {
+                    part.tensors.end = index + 1;
+                    part.image.end = end;
+                }
+                _ => parts.push(Part {
+                    tensors: index..index + 1,
+                    image: start..end,
+                }),
+            }
+        }
         Self {
             tensors,
             streamable,
             place_bytes,
             staging_bytes,
             remainder_bytes,
+            parts,
+        }
+    }
+
+    /// The parts in which it may be staged; one is the whole.
+    pub(super) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// The whole image as one part.
+    pub(super) fn whole(&self) -> Part {
+        Part {
+            tensors: 0..self.streamable.len(),
+            image: 0..self.staging_bytes.max(self.place_bytes),
         }
     }
 
@@ -246,15 +292,21 @@ impl BlockLayout {
         &self.streamable
     }
 
-    /// The uploads that bring the tensors that are `demanded`.
+    /// The streamable tensors of a part, in image order.
+    pub(super) fn tensors_of(&self, part: &Part) -> &[usize] {
+        &self.streamable[part.tensors.clone()]
+    }
+
+    /// The uploads that bring the tensors of a part that are `demanded`.
     pub(super) fn uploads(
         &self,
         specs: &[TensorSpec],
+        part: &Part,
         demanded: impl Fn(usize) -> bool,
     ) -> Vec<Upload> {
         let mut uploads: Vec<(Upload, usize)> = Vec::new();
         let mut adjacent = false;
-        for &tensor in &self.streamable {
+        for &tensor in self.tensors_of(part) {
             if !demanded(tensor) {
                 adjacent = false;
                 continue;

@@ -113,7 +113,7 @@ impl<'p, D: Device> Lease<'p, D> {
         if let Some(program) = transfer.program(progress.kind, visit) {
             let turn = progress.turn();
             transfer
-                .fence(stream, program.after(Stage::Compute), turn)
+                .fence(stream, program.after(Stage::Compute, 0), turn)
                 .map_err(of_block)?;
             if program.at_use {
                 let compute = progress.stream.as_ref().expect("a lease has a stream");

@@ -162,11 +162,11 @@ impl<D: Device> Offload<D> {
             ask.check_buffers(staged)?;
         }
         // Uploads and decodes of two passes: handing one over never waits.
-        let jobs_ahead = 4 * kinds
-            .iter()
-            .map(|kind| kind.visits.len())
-            .max()
-            .unwrap_or(0);
+        let jobs_of = |kind: &program::KindProgram<D>| {
+            let visits = kind.visits.iter().flatten();
+            visits.map(|visit| 2 * visit.parts.len()).sum::<usize>()
+        };
+        let jobs_ahead = 2 * kinds.iter().map(jobs_of).max().unwrap_or(0);
         let names = model
             .blocks()
             .iter()

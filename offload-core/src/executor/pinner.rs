@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use tracing::{debug, warn};
 
 use crate::device::{Device, Pinning, Rung};
-use crate::executor::transfer::Transfer;
+use crate::executor::transfer::{Job, Transfer};
 use crate::source::Source;
 
 /// How long a source may take to be pinned, and how long dropping waits for the thread.
@@ -212,13 +212,8 @@ impl Drop for Pinner {
 }
 
 impl Requests {
-    /// Whether asking for the uploads of a visit may pin one. Takes in an answer that was open, if it has come.
-    pub(super) fn is_open<D: Device>(
-        &mut self,
-        transfer: &Transfer<D>,
-        kind: usize,
-        visit: usize,
-    ) -> bool {
+    /// Whether asking for the uploads of a job may pin one. Takes in an answer that was open, if it has come.
+    pub(super) fn is_open<D: Device>(&mut self, transfer: &Transfer<D>, job: &Job<D>) -> bool {
         if let (Some(target), Some((_, answers))) = (self.open, &self.thread) {
             match answers.try_recv() {
                 Ok(answer) => self.take(target, &answer),
@@ -226,9 +221,7 @@ impl Requests {
                 Err(TryRecvError::Disconnected) => self.thread = None,
             }
         }
-        self.open.is_none()
-            && self.thread.is_some()
-            && self.wanted(transfer, kind, visit).next().is_some()
+        self.open.is_none() && self.thread.is_some() && self.wanted(transfer, job).next().is_some()
     }
 
     /// Takes in what became of `target`.
@@ -242,21 +235,24 @@ impl Requests {
     fn wanted<'a, D: Device>(
         &'a self,
         transfer: &'a Transfer<D>,
-        kind: usize,
-        visit: usize,
+        job: &Job<D>,
     ) -> impl Iterator<Item = usize> + 'a {
-        let program = transfer.program(kind, visit).into_iter();
-        let uploads = program.flat_map(|program| &program.uploads).enumerate();
-        uploads
+        let Job {
+            kind, visit, part, ..
+        } = *job;
+        let program = transfer.visit_program(job);
+        let positions = program.parts[part].uploads.clone();
+        positions
+            .map(|position| (position, &program.uploads[position]))
             .filter(|(_, upload)| upload.pinned.get().is_none())
             .filter_map(move |(position, _)| self.targets.get(&(kind, visit, position)).copied())
             .filter(|target| !self.refused.contains(target))
     }
 
-    /// Has the uploads of a visit pinned, as far as they can be, and waits for that.
-    pub(super) fn pin<D: Device>(&mut self, transfer: &Transfer<D>, kind: usize, visit: usize) {
-        while self.is_open(transfer, kind, visit) {
-            let target = self.wanted(transfer, kind, visit).next();
+    /// Has the uploads of a job pinned, as far as they can be, and waits for that.
+    pub(super) fn pin<D: Device>(&mut self, transfer: &Transfer<D>, job: &Job<D>) {
+        while self.is_open(transfer, job) {
+            let target = self.wanted(transfer, job).next();
             let (Some(target), Some((send, answers))) = (target, &self.thread) else {
                 return;
             };
@@ -268,7 +264,7 @@ impl Requests {
                 Ok(answer) => {
                     self.take(target, &answer);
                     if matches!(answer, Answer::Copied | Answer::Later) {
-                        // The visit is staged as a whole, this time.
+                        // The part is staged as a whole, this time.
                         return;
                     }
                 }

@@ -1,15 +1,16 @@
 //! Plan and layout joined: for each visit that is not to a resident its uploads and decode table, with every offset fixed.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::device::{DecodeEntry, DecodeTable, Device, DeviceError};
 use crate::executor::costs::Costs;
-use crate::executor::layout::{BlockLayout, Location};
+use crate::executor::layout::{BlockLayout, Location, Part};
 use crate::model::Model;
 use crate::plan::{
-    BlockLoad, Decoding, Dependency, KindLoad, PassRef, Place, Plan, Stage, Tier, VisitLoad,
-    Workload,
+    BlockLoad, Decoding, Dependency, KindLoad, PartLoad, PassRef, Place, Plan, Stage, Tier,
+    VisitLoad, Workload,
 };
 use crate::source::Source;
 
@@ -49,6 +50,14 @@ pub(super) fn is_all_pinned<D: Device>(model: &Model, pinned: &PinnedSources<D>)
     })
 }
 
+/// The parts of a block that has more than one.
+fn parts_of(layout: &BlockLayout) -> &[Part] {
+    match layout.parts() {
+        [_] => &[],
+        parts => parts,
+    }
+}
+
 /// What the planner is told about a model.
 pub(super) fn workload<D: Device>(
     model: &Model,
@@ -81,27 +90,40 @@ pub(super) fn workload<D: Device>(
                 remainder_bytes: layout.remainder_bytes,
                 place_bytes: layout.place_bytes,
                 staging_bytes: layout.staging_bytes,
+                parts: (parts_of(layout).iter())
+                    .map(|part| part.image.end - part.image.start)
+                    .collect(),
             }
         });
     let kinds = model.kinds().iter().enumerate().map(|(kind, spec)| {
         let visits = spec.visits().iter().enumerate().map(|(visit, &block)| {
             let (layout, specs) = (&layouts[block], model.blocks()[block].tensors());
-            let uploads = layout.uploads(specs, |tensor| spec.demands(block, tensor));
-            let wire_bytes = uploads.iter().map(|upload| upload.source.len()).sum();
-            let arrived: u64 = (layout.streamable().iter())
-                .filter(|&&tensor| spec.demands(block, tensor))
-                .map(|&tensor| layout.tensors[tensor].arrived_bytes)
-                .sum();
+            let of_part = |part: &Part| {
+                let demands = |tensor: usize| spec.demands(block, tensor);
+                let uploads = layout.uploads(specs, part, demands);
+                let wire_bytes = uploads.iter().map(|upload| upload.source.len()).sum();
+                let arrived: u64 = (layout.tensors_of(part).iter())
+                    .filter(|&&tensor| demands(tensor))
+                    .map(|&tensor| layout.tensors[tensor].arrived_bytes)
+                    .sum();
+                PartLoad {
+                    wire_bytes,
+                    uploads: u32::try_from(uploads.len()).expect("tensors are fewer than 2^32"),
+                    decode_s: if layout.is_direct() {
+                        0.0
+                    } else {
+                        costs.decode_s(wire_bytes + arrived)
+                    },
+                }
+            };
+            let whole = of_part(&layout.whole());
             VisitLoad {
                 block,
-                wire_bytes,
-                uploads: u32::try_from(uploads.len()).expect("tensors are fewer than 2^32"),
+                wire_bytes: whole.wire_bytes,
+                uploads: whole.uploads,
                 compute_s: costs.compute_s(kind, visit),
-                decode_s: if layout.is_direct() {
-                    0.0
-                } else {
-                    costs.decode_s(wire_bytes + arrived)
-                },
+                decode_s: whole.decode_s,
+                parts: parts_of(layout).iter().map(of_part).collect(),
             }
         });
         KindLoad {
@@ -149,6 +171,10 @@ pub(super) struct UploadStep<D: Device> {
 }
 
 impl<D: Device> UploadStep<D> {
+    fn is_pinned(&self) -> bool {
+        self.pinned.get().is_some()
+    }
+
     pub(super) fn bytes(&self) -> usize {
         usize::try_from(self.source.len()).expect("pinned memory fits usize")
     }
@@ -159,13 +185,25 @@ impl<D: Device> UploadStep<D> {
 pub(super) struct VisitProgram<D: Device> {
     /// Whether it comes over the wire; else it is packed.
     pub(super) uploaded: bool,
+    /// Of all parts, one after another.
     pub(super) uploads: Vec<UploadStep<D>>,
+    /// At least one.
+    pub(super) parts: Vec<PartProgram>,
+    /// Whether it is decoded, and on the compute stream.
+    pub(super) at_use: bool,
+    /// What the compute waits for.
+    after: Vec<Dependency>,
+}
+
+/// What is uploaded, and decoded, at once.
+#[derive(Debug)]
+pub(super) struct PartProgram {
+    /// Which of the visit's uploads.
+    pub(super) uploads: Range<usize>,
     /// Index of the decode table, unless the block is direct.
     pub(super) table: Option<usize>,
-    /// Whether it is decoded on the compute stream.
-    pub(super) at_use: bool,
-    /// What upload, decode and compute wait for.
-    after: [Vec<Dependency>; 3],
+    /// What upload and decode wait for.
+    after: [Vec<Dependency>; 2],
 }
 
 /// An operation, in the order of the plan.
@@ -173,6 +211,7 @@ pub(super) struct VisitProgram<D: Device> {
 pub(super) struct OperationProgram {
     pub(super) stage: Stage,
     pub(super) visit: usize,
+    pub(super) part: usize,
     /// Whether it is submitted with the visit, by the caller: computes and decodes at use.
     pub(super) with_visit: bool,
     /// While the pass before is running, so many of its visits have to be closed first, by its kind.
@@ -188,14 +227,6 @@ pub(super) struct KindProgram<D: Device> {
     pub(super) operations: Vec<OperationProgram>,
     /// Block of each visit.
     pub(super) blocks: Vec<usize>,
-}
-
-fn stage_index(stage: Stage) -> usize {
-    match stage {
-        Stage::Upload => 0,
-        Stage::Decode => 1,
-        Stage::Compute => 2,
-    }
 }
 
 /// Programs by kind, and the decode tables that they name.
@@ -222,63 +253,82 @@ pub(super) fn build<D: Device>(
             };
             let (layout, block) = (&layouts[visit.block], &model.blocks()[visit.block]);
             let specs = block.tensors();
-            let image = visit.encoded().unwrap_or(place);
             let demands = |tensor: usize| kind.demands(visit.block, tensor);
-            let brought = match visit.is_uploaded() {
-                true => layout.uploads(specs, demands),
-                false => Vec::new(),
+            // Where each part's image begins in the arena.
+            let images: Vec<(Part, u64)> = match (&visit.staging[..], visit.packed) {
+                ([], None) => vec![(layout.whole(), place.offset)],
+                ([], Some(packed)) => vec![(layout.whole(), packed.offset)],
+                ([staging], _) => vec![(layout.whole(), staging.offset)],
+                (stagings, _) => {
+                    let stagings = stagings.iter().map(|staging| staging.offset);
+                    layout.parts().iter().cloned().zip(stagings).collect()
+                }
             };
             let mut uploads = Vec::new();
-            for upload in brought {
-                let pinned = match &upload.source {
-                    source @ Source::Memory { .. } => device.pin(source)?.pinned(),
-                    Source::File { .. } | Source::Described { .. } => None,
+            let mut parts = Vec::new();
+            for (index, (part, offset)) in images.into_iter().enumerate() {
+                let in_arena = |image_offset: u64| offset + (image_offset - part.image.start);
+                let brought = match visit.is_uploaded() {
+                    true => layout.uploads(specs, &part, demands),
+                    false => Vec::new(),
                 };
-                uploads.push(UploadStep {
-                    offset: image.offset + upload.image_offset,
-                    past_cache: false,
-                    source: upload.source,
-                    fixed: pinned.is_some(),
-                    pinned: pinned.map_or_else(OnceLock::new, OnceLock::from),
+                let first = uploads.len();
+                for upload in brought {
+                    let pinned = match &upload.source {
+                        source @ Source::Memory { .. } => device.pin(source)?.pinned(),
+                        Source::File { .. } | Source::Described { .. } => None,
+                    };
+                    uploads.push(UploadStep {
+                        offset: in_arena(upload.image_offset),
+                        past_cache: false,
+                        source: upload.source,
+                        fixed: pinned.is_some(),
+                        pinned: pinned.map_or_else(OnceLock::new, OnceLock::from),
+                    });
+                }
+                let entry = |&tensor: &usize| {
+                    let tensor_layout = &layout.tensors[tensor];
+                    let Location::Place(offset) = tensor_layout.location else {
+                        unreachable!("streamable tensors lie in the place")
+                    };
+                    DecodeEntry {
+                        encoding: specs[tensor].encoding(),
+                        arrived: tensor_layout.arrived,
+                        scale: (specs[tensor].scale().cloned())
+                            .filter(|_| tensor_layout.arrived != specs[tensor].encoding()),
+                        encoded: Place {
+                            offset: in_arena(tensor_layout.image_offset),
+                            bytes: specs[tensor].source().len(),
+                        },
+                        place: Place {
+                            offset: place.offset + offset,
+                            bytes: tensor_layout.arrived_bytes,
+                        },
+                    }
+                };
+                let table = visit.is_decoded().then(|| {
+                    let tensors = layout.tensors_of(&part).iter();
+                    tables.push(DecodeTable {
+                        entries: tensors
+                            .filter(|&&tensor| demands(tensor))
+                            .map(entry)
+                            .collect(),
+                        staging: visit.staging.get(index).copied(),
+                    });
+                    tables.len() - 1
+                });
+                parts.push(PartProgram {
+                    uploads: first..uploads.len(),
+                    table,
+                    after: Default::default(),
                 });
             }
-            let table = visit.encoded().map(|encoded| {
-                let entries = layout
-                    .streamable()
-                    .iter()
-                    .filter(|&&tensor| demands(tensor))
-                    .map(|&tensor| {
-                        let tensor_layout = &layout.tensors[tensor];
-                        let Location::Place(offset) = tensor_layout.location else {
-                            unreachable!("streamable tensors lie in the place")
-                        };
-                        DecodeEntry {
-                            encoding: specs[tensor].encoding(),
-                            arrived: tensor_layout.arrived,
-                            scale: (specs[tensor].scale().cloned())
-                                .filter(|_| tensor_layout.arrived != specs[tensor].encoding()),
-                            encoded: Place {
-                                offset: encoded.offset + tensor_layout.image_offset,
-                                bytes: specs[tensor].source().len(),
-                            },
-                            place: Place {
-                                offset: place.offset + offset,
-                                bytes: tensor_layout.arrived_bytes,
-                            },
-                        }
-                    });
-                tables.push(DecodeTable {
-                    entries: entries.collect(),
-                    staging: visit.staging,
-                });
-                tables.len() - 1
-            });
             visits.push(Some(VisitProgram {
                 uploaded: visit.is_uploaded(),
                 uploads,
-                table,
-                at_use: table.is_some() && plan.decoding == Decoding::AtUse,
-                after: Default::default(),
+                parts,
+                at_use: visit.is_decoded() && plan.decoding == Decoding::AtUse,
+                after: Vec::new(),
             }));
         }
         let with_visit = |stage: Stage| match stage {
@@ -301,11 +351,18 @@ pub(super) fn build<D: Device>(
             operations.push(OperationProgram {
                 stage: operation.stage,
                 visit,
+                part: operation.part as usize,
                 with_visit: with_visit(operation.stage),
                 needs_closed_before,
             });
             if let Some(program) = &mut visits[visit] {
-                program.after[stage_index(operation.stage)].clone_from(&operation.after);
+                let part = operation.part as usize;
+                let after = match operation.stage {
+                    Stage::Upload => &mut program.parts[part].after[0],
+                    Stage::Decode => &mut program.parts[part].after[1],
+                    Stage::Compute => &mut program.after,
+                };
+                after.clone_from(&operation.after);
             }
         }
         let moves = |operation: &OperationProgram| !operation.with_visit;
@@ -326,13 +383,23 @@ pub(super) fn build<D: Device>(
 }
 
 impl<D: Device> VisitProgram<D> {
-    pub(super) fn after(&self, stage: Stage) -> &[Dependency] {
-        &self.after[stage_index(stage)]
+    pub(super) fn after(&self, stage: Stage, part: usize) -> &[Dependency] {
+        match stage {
+            Stage::Upload => &self.parts[part].after[0],
+            Stage::Decode => &self.parts[part].after[1],
+            Stage::Compute => &self.after,
+        }
     }
 
-    /// The operations that are submitted ahead of the visit, first and last; none for what is packed and decoded at use.
+    /// The last part.
+    pub(super) fn last_part(&self) -> usize {
+        self.parts.len() - 1
+    }
+
+    /// The operations of a part that are submitted ahead of the visit, first and last; none for what is packed and decoded at
+    /// use.
     pub(super) fn ahead(&self) -> Option<[Stage; 2]> {
-        match (self.uploaded, self.table.is_some() && !self.at_use) {
+        match (self.uploaded, self.parts[0].table.is_some() && !self.at_use) {
             (true, true) => Some([Stage::Upload, Stage::Decode]),
             (true, false) => Some([Stage::Upload; 2]),
             (false, true) => Some([Stage::Decode; 2]),
@@ -340,9 +407,18 @@ impl<D: Device> VisitProgram<D> {
         }
     }
 
+    /// The uploads of a part.
+    pub(super) fn uploads_of(&self, part: usize) -> &[UploadStep<D>] {
+        &self.uploads[self.parts[part].uploads.clone()]
+    }
+
     /// Whether no byte has to pass through a staging buffer. Once true it stays so.
     pub(super) fn is_pinned(&self) -> bool {
-        let mut uploads = self.uploads.iter();
-        uploads.all(|upload| upload.pinned.get().is_some())
+        self.uploads.iter().all(UploadStep::is_pinned)
+    }
+
+    /// Whether no byte of a part has to.
+    pub(super) fn is_part_pinned(&self, part: usize) -> bool {
+        self.uploads_of(part).iter().all(UploadStep::is_pinned)
     }
 }

@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::device::{Device, DeviceError, Generation};
 use crate::executor::error::OffloadError;
-use crate::executor::program::{KindProgram, VisitProgram};
+use crate::executor::program::{KindProgram, PartProgram, VisitProgram};
 use crate::plan::{Dependency, PassRef, Stage};
 
 /// Sets of events in use.
@@ -29,12 +29,18 @@ pub(super) struct Loaded<D: Device> {
 /// Events of one visit to a streamed or packed block in one set.
 #[derive(Debug)]
 pub(super) struct VisitEvents<D: Device> {
-    pub(super) upload: D::Event,
-    pub(super) decode: D::Event,
+    pub(super) parts: Vec<PartEvents<D>>,
     /// The compute stream passed its last use of the block.
     pub(super) compute: D::Event,
     /// The compute stream reached its wait for the block.
     pub(super) reach: D::Event,
+}
+
+/// Events of one part of a visit.
+#[derive(Debug)]
+pub(super) struct PartEvents<D: Device> {
+    pub(super) upload: D::Event,
+    pub(super) decode: D::Event,
     /// Beginnings, for traces.
     pub(super) begin: Option<[D::Event; 2]>,
 }
@@ -45,29 +51,45 @@ pub(super) enum Arrival {
     #[default]
     Idle,
     Queued,
-    Submitted,
     Failed(OffloadError),
 }
 
 /// What was recorded for a visit, and in which pass.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct VisitState {
     pub(super) pass: u64,
     pub(super) epoch: u64,
     pub(super) arrival: Arrival,
-    pub(super) upload: Generation,
-    pub(super) decode: Generation,
+    /// So many parts were submitted.
+    submitted: usize,
+    /// Upload and decode of each part.
+    parts: Vec<[Generation; 2]>,
     pub(super) compute: Generation,
     pub(super) reach: Generation,
 }
 
 impl VisitState {
-    pub(super) fn new(pass: u64, epoch: u64, arrival: Arrival) -> Self {
+    fn new(parts: usize) -> Self {
         Self {
-            pass,
-            epoch,
-            arrival,
+            parts: vec![[Generation::default(); 2]; parts],
             ..Self::default()
+        }
+    }
+
+    /// Forgets what was recorded before.
+    pub(super) fn begin(&mut self, pass: u64, epoch: u64) {
+        (self.pass, self.epoch) = (pass, epoch);
+        self.arrival = Arrival::Queued;
+        self.submitted = 0;
+        self.parts.fill(Default::default());
+        (self.compute, self.reach) = Default::default();
+    }
+
+    pub(super) fn generation(&self, stage: Stage, part: usize) -> Generation {
+        match stage {
+            Stage::Upload => self.parts[part][0],
+            Stage::Decode => self.parts[part][1],
+            Stage::Compute => self.compute,
         }
     }
 }
@@ -123,6 +145,7 @@ pub(super) struct Job<D: Device> {
     pub(super) epoch: u64,
     pub(super) kind: usize,
     pub(super) visit: usize,
+    pub(super) part: usize,
     /// The kind of the pass before, if this pass follows it without a cold start.
     pub(super) previous: Option<usize>,
     /// The first of its pass.
@@ -194,21 +217,25 @@ impl<D: Device> Transfer<D> {
         trace: bool,
     ) -> Result<Self, DeviceError> {
         let visit_events = |visit: &Option<VisitProgram<D>>| {
-            if visit.is_none() {
+            let Some(visit) = visit else {
                 return Ok(None);
-            }
+            };
             let event = || device.create_event();
-            let begin = if trace {
-                Some([event()?, event()?])
-            } else {
-                None
+            let part_events = |_: &PartProgram| {
+                let begin = match trace {
+                    true => Some([event()?, event()?]),
+                    false => None,
+                };
+                Ok(PartEvents {
+                    upload: event()?,
+                    decode: event()?,
+                    begin,
+                })
             };
             Ok(Some(VisitEvents {
-                upload: event()?,
-                decode: event()?,
+                parts: (visit.parts.iter().map(part_events)).collect::<Result<_, DeviceError>>()?,
                 compute: event()?,
                 reach: event()?,
-                begin,
             }))
         };
         let events = (0..SETS)
@@ -219,7 +246,12 @@ impl<D: Device> Transfer<D> {
                     .collect()
             })
             .collect::<Result<_, DeviceError>>()?;
-        let set = |kind: &KindProgram<D>| vec![VisitState::default(); kind.visits.len()];
+        let set = |kind: &KindProgram<D>| {
+            let parts = |visit: &Option<VisitProgram<D>>| {
+                VisitState::new(visit.as_ref().map_or(0, |visit| visit.parts.len()))
+            };
+            kind.visits.iter().map(parts).collect()
+        };
         let visits = (0..SETS).map(|_| kinds.iter().map(set).collect()).collect();
         let marks = || {
             (0..SETS)
@@ -264,6 +296,22 @@ impl<D: Device> Transfer<D> {
             .expect("visits with a program have events")
     }
 
+    pub(super) fn event(
+        &self,
+        pass: u64,
+        kind: usize,
+        visit: usize,
+        stage: Stage,
+        part: usize,
+    ) -> &D::Event {
+        let events = self.events(pass, kind, visit);
+        match stage {
+            Stage::Upload => &events.parts[part].upload,
+            Stage::Decode => &events.parts[part].decode,
+            Stage::Compute => &events.compute,
+        }
+    }
+
     pub(super) fn pass_end(&self, pass: u64) -> &Mark<D> {
         &self.pass_ends[set_of(pass)]
     }
@@ -272,8 +320,26 @@ impl<D: Device> Transfer<D> {
         &self.pass_begins[set_of(pass)]
     }
 
-    pub(super) fn state(&self, pass: u64, kind: usize, visit: usize) -> VisitState {
-        self.states.lock().visits[set_of(pass)][kind][visit].clone()
+    pub(super) fn with_state<R>(
+        &self,
+        pass: u64,
+        kind: usize,
+        visit: usize,
+        read: impl FnOnce(&VisitState) -> R,
+    ) -> R {
+        read(&self.states.lock().visits[set_of(pass)][kind][visit])
+    }
+
+    /// What was recorded last for an operation of a visit, in whatever pass.
+    pub(super) fn generation(
+        &self,
+        pass: u64,
+        kind: usize,
+        visit: usize,
+        stage: Stage,
+        part: usize,
+    ) -> Generation {
+        self.with_state(pass, kind, visit, |state| state.generation(stage, part))
     }
 
     pub(super) fn update(
@@ -300,7 +366,7 @@ impl<D: Device> Transfer<D> {
             match (outcome, &state.arrival) {
                 (_, Arrival::Failed(_)) => {}
                 (Err(error), _) => state.arrival = Arrival::Failed(error),
-                (Ok(()), _) if last => state.arrival = Arrival::Submitted,
+                (Ok(()), _) if last => state.submitted = job.part + 1,
                 (Ok(()), _) => {}
             }
         }
@@ -318,21 +384,22 @@ impl<D: Device> Transfer<D> {
         self.submitted.notify_all();
     }
 
-    /// Waits until an arrival is submitted; true if it was not yet.
+    /// Waits until `parts` of an arrival are submitted; true if they were not yet.
     pub(super) fn await_submission(
         &self,
         pass: u64,
         kind: usize,
         visit: usize,
+        parts: usize,
     ) -> Result<bool, OffloadError> {
         let mut states = self.states.lock();
         let mut waited = false;
         loop {
             let state = &states.visits[set_of(pass)][kind][visit];
             match &state.arrival {
-                Arrival::Queued => {}
                 Arrival::Failed(error) => return Err(error.clone()),
-                Arrival::Submitted => return Ok(waited),
+                Arrival::Queued if state.submitted >= parts => return Ok(waited),
+                Arrival::Queued => {}
                 Arrival::Idle => panic!("contract: visit {visit} is acquired before it was issued"),
             }
             if let Some(message) = &states.worker_panic {
@@ -362,15 +429,12 @@ impl<D: Device> Transfer<D> {
                 // The pass before was of another kind, or a cold start already waited for it.
                 PassRef::Previous(_) => continue,
             };
-            let visit = dependency.visit as usize;
-            let state = self.state(pass, kind, visit);
-            let events = self.events(pass, kind, visit);
-            let (event, generation) = match dependency.stage {
-                Stage::Upload => (&events.upload, state.upload),
-                Stage::Decode => (&events.decode, state.decode),
-                Stage::Compute => (&events.compute, state.compute),
-            };
-            if state.pass != pass || generation.0 == 0 {
+            let (visit, part) = (dependency.visit as usize, dependency.part as usize);
+            let (of_pass, generation) = self.with_state(pass, kind, visit, |state| {
+                (state.pass, state.generation(dependency.stage, part))
+            });
+            let event = self.event(pass, kind, visit, dependency.stage, part);
+            if of_pass != pass || generation.0 == 0 {
                 assert!(
                     turn.epoch != self.epoch.load(Ordering::Acquire),
                     "contract: {dependency:?} of pass {pass} was not submitted"
@@ -411,9 +475,10 @@ impl<D: Device> Transfer<D> {
     /// Everything that has to be submitted before the uploads of `job`.
     pub(super) fn begin_upload(&self, job: &Job<D>) -> Result<(), DeviceError> {
         self.begin_pass(job)?;
-        let after = self.visit_program(job).after(Stage::Upload);
+        let after = self.visit_program(job).after(Stage::Upload, job.part);
         self.fence(&self.upload, after, job.turn())?;
-        if let Some([begin, _]) = &self.events(job.pass, job.kind, job.visit).begin {
+        let events = &self.events(job.pass, job.kind, job.visit).parts[job.part];
+        if let Some([begin, _]) = &events.begin {
             self.device.record(&self.upload, begin)?;
         }
         Ok(())
@@ -421,7 +486,7 @@ impl<D: Device> Transfer<D> {
 
     /// Submits the pinned uploads of `job`: those that were so from the beginning if the others are staged.
     pub(super) fn upload_pinned(&self, job: &Job<D>, staged: bool) -> Result<(), DeviceError> {
-        let uploads = self.visit_program(job).uploads.iter();
+        let uploads = self.visit_program(job).uploads_of(job.part).iter();
         for upload in uploads.filter(|upload| upload.fixed || !staged) {
             let pinned = (upload.pinned.get()).expect("what is not staged is pinned");
             let (arena, bytes) = (&job.loaded.arena, upload.bytes());
@@ -468,28 +533,30 @@ impl<D: Device> Transfer<D> {
     /// Marks the end of the uploads of `job`.
     pub(super) fn end_upload(&self, job: &Job<D>) -> Result<(), DeviceError> {
         let events = self.events(job.pass, job.kind, job.visit);
-        let uploaded = self.device.record(&self.upload, &events.upload)?;
+        let uploaded = self
+            .device
+            .record(&self.upload, &events.parts[job.part].upload)?;
         self.update(job.pass, job.kind, job.visit, |state| {
-            state.upload = uploaded
+            state.parts[job.part][0] = uploaded
         });
         Ok(())
     }
 
-    /// Submits the decode of a visit on `stream`.
+    /// Submits the decode of a part of a visit on `stream`.
     pub(super) fn decode(
         &self,
         stream: &D::Stream,
         turn: Turn,
-        visit: usize,
+        (visit, part): (usize, usize),
         loaded: &Loaded<D>,
     ) -> Result<(), DeviceError> {
         let (device, program) = (&self.device, self.program(turn.kind, visit));
         let program = program.expect("decodes are planned for visits with a program");
-        let table = program
+        let table = program.parts[part]
             .table
             .expect("decodes are planned for blocks with a table");
-        self.fence(stream, program.after(Stage::Decode), turn)?;
-        let begin = &self.events(turn.pass, turn.kind, visit).begin;
+        self.fence(stream, program.after(Stage::Decode, part), turn)?;
+        let begin = &self.events(turn.pass, turn.kind, visit).parts[part].begin;
         if let Some([_, begin]) = begin {
             device.record(stream, begin)?;
         }
@@ -498,19 +565,21 @@ impl<D: Device> Transfer<D> {
         if program.at_use && !program.uploaded && begin.is_none() {
             return Ok(());
         }
-        self.mark_decoded(stream, turn, visit)
+        self.mark_decoded(stream, turn, (visit, part))
     }
 
-    /// Marks that a visit is decoded, or passed over.
+    /// Marks that a part of a visit is decoded, or passed over.
     pub(super) fn mark_decoded(
         &self,
         stream: &D::Stream,
         turn: Turn,
-        visit: usize,
+        (visit, part): (usize, usize),
     ) -> Result<(), DeviceError> {
-        let event = &self.events(turn.pass, turn.kind, visit).decode;
+        let event = &self.events(turn.pass, turn.kind, visit).parts[part].decode;
         let decoded = self.device.record(stream, event)?;
-        self.update(turn.pass, turn.kind, visit, |state| state.decode = decoded);
+        self.update(turn.pass, turn.kind, visit, |state| {
+            state.parts[part][1] = decoded
+        });
         Ok(())
     }
 
@@ -522,11 +591,13 @@ impl<D: Device> Transfer<D> {
         turn: Turn,
         visit: usize,
     ) -> Result<(), DeviceError> {
-        let decoded = || self.state(turn.pass, turn.kind, visit).decode;
+        let program = self.program(turn.kind, visit);
+        let part = program.map_or(0, VisitProgram::last_part);
+        let decoded = || self.generation(turn.pass, turn.kind, visit, Stage::Decode, part);
         if decoded().0 == 0 {
-            self.mark_decoded(compute, turn, visit)?;
+            self.mark_decoded(compute, turn, (visit, part))?;
         }
-        let event = &self.events(turn.pass, turn.kind, visit).decode;
+        let event = self.event(turn.pass, turn.kind, visit, Stage::Decode, part);
         self.device.wait(stream, event, decoded())
     }
 
@@ -534,7 +605,8 @@ impl<D: Device> Transfer<D> {
     pub(super) fn submit(&self, job: &Job<D>) -> Result<(), DeviceError> {
         if job.stage == Stage::Decode {
             self.begin_pass(job)?;
-            return self.decode(&self.decode, job.turn(), job.visit, &job.loaded);
+            let of = (job.visit, job.part);
+            return self.decode(&self.decode, job.turn(), of, &job.loaded);
         }
         self.begin_upload(job)?;
         self.upload_pinned(job, false)?;

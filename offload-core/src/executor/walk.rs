@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use crate::device::{Device, DeviceError};
 use crate::executor::Offload;
 use crate::executor::error::OffloadError;
-use crate::executor::program::VisitProgram;
+use crate::executor::program::{OperationProgram, VisitProgram};
 use crate::executor::report::{Counters, PassReport, Span};
 use crate::executor::transfer::{Arrival, Job, Turn, VisitState};
 use crate::plan::{LiveWindow, PassRef, Stage};
@@ -57,6 +57,8 @@ pub(super) struct Progress<D: Device> {
     /// The kind of the pass before, if this one follows it warm.
     previous: Option<usize>,
     pub(super) next_visit: usize,
+    /// So many parts of the next visit are decoded at its use.
+    decoded: usize,
     pub(super) lease: Option<OpenLease<D>>,
     /// Operations of the running pass up to here are issued.
     issued: usize,
@@ -86,6 +88,11 @@ pub(super) struct Progress<D: Device> {
     pub(super) reader_events: Vec<D::Event>,
 }
 
+/// A part, as plans count them.
+fn number(part: usize) -> u32 {
+    u32::try_from(part).expect("parts are fewer than tensors")
+}
+
 impl<D: Device> Progress<D> {
     pub(super) fn new() -> Self {
         Self {
@@ -98,6 +105,7 @@ impl<D: Device> Progress<D> {
             open: false,
             previous: None,
             next_visit: 0,
+            decoded: 0,
             lease: None,
             issued: 0,
             any_issued: false,
@@ -172,7 +180,7 @@ impl<D: Device> Offload<D> {
         progress.stream = Some(stream.clone());
         progress.open = true;
         progress.cold = false;
-        progress.next_visit = 0;
+        (progress.next_visit, progress.decoded) = (0, 0);
         progress.issued = progress.head;
         progress.any_issued = progress.any_head;
         progress.forget_head();
@@ -269,14 +277,17 @@ impl<D: Device> Offload<D> {
         while let Some(operation) = transfer.kinds[kind].operations.get(self.progress.issued) {
             if operation.with_visit {
                 let submitted = match operation.stage {
-                    Stage::Compute => closed,
-                    Stage::Upload | Stage::Decode => self.progress.next_visit,
+                    Stage::Compute => operation.visit < closed,
+                    Stage::Upload | Stage::Decode => {
+                        (operation.visit, operation.part)
+                            < (self.progress.next_visit, self.progress.decoded)
+                    }
                 };
-                if operation.visit >= submitted {
+                if !submitted {
                     return false;
                 }
             } else {
-                self.issue(Ahead::This, kind, operation.stage, operation.visit);
+                self.issue(Ahead::This, kind, operation);
             }
             self.progress.issued += 1;
         }
@@ -301,13 +312,16 @@ impl<D: Device> Offload<D> {
             if operation.with_visit || operation.needs_closed_before[kind] > closed {
                 return;
             }
-            self.issue(Ahead::Next, next, operation.stage, operation.visit);
+            self.issue(Ahead::Next, next, operation);
             self.progress.head += 1;
         }
     }
 
     /// Hands an upload or decode over, unless it may depend on one that failed.
-    fn issue(&mut self, ahead: Ahead, kind: usize, stage: Stage, visit: usize) {
+    fn issue(&mut self, ahead: Ahead, kind: usize, operation: &OperationProgram) {
+        let &OperationProgram {
+            stage, visit, part, ..
+        } = operation;
         let Progress {
             failed,
             epoch,
@@ -331,17 +345,15 @@ impl<D: Device> Offload<D> {
         let behind_all = first && std::mem::take(&mut self.progress.unread);
         self.progress
             .live
-            .submit(stage, &self.plan.kinds[kind].visits[visit]);
+            .submit(stage, number(part), &self.plan.kinds[kind].visits[visit]);
         self.counters
             .set_live(self.fixed_bytes() + self.progress.live.now());
         if first {
             transfer.pass_bytes(pass).store(0, Ordering::Relaxed);
         }
         let ahead = (transfer.program(kind, visit)).and_then(VisitProgram::ahead);
-        if ahead.is_some_and(|[first, _]| first == stage) {
-            transfer.update(pass, kind, visit, |state| {
-                *state = VisitState::new(pass, epoch, Arrival::Queued);
-            });
+        if ahead.is_some_and(|[first, _]| (first, 0) == (stage, part)) {
+            transfer.update(pass, kind, visit, |state| state.begin(pass, epoch));
         }
         let loaded = Arc::clone(self.loaded.as_ref().expect("passes run while loaded"));
         let job = Job {
@@ -350,6 +362,7 @@ impl<D: Device> Offload<D> {
             epoch,
             kind,
             visit,
+            part,
             previous,
             first,
             behind_all,
@@ -424,7 +437,7 @@ impl<D: Device> Offload<D> {
         transfer.update(pass, kind, visit, |state| state.compute = generation);
         self.progress
             .live
-            .submit(Stage::Compute, &self.plan.kinds[kind].visits[visit]);
+            .submit(Stage::Compute, 0, &self.plan.kinds[kind].visits[visit]);
         self.counters
             .set_live(self.fixed_bytes() + self.progress.live.now());
         Ok(())
@@ -444,7 +457,7 @@ impl<D: Device> Offload<D> {
         }
         match self.open_lease(visit) {
             Ok(()) => {
-                self.progress.next_visit += 1;
+                self.go_on();
                 Counters::add(&self.counters.visits, 1);
                 let program = self.transfer.program(self.progress.kind, visit);
                 if program.is_some_and(|program| program.at_use && program.uploaded) {
@@ -454,6 +467,12 @@ impl<D: Device> Offload<D> {
             }
             Err(error) => Err(self.fail(error)),
         }
+    }
+
+    /// The next visit is the one after.
+    fn go_on(&mut self) {
+        self.progress.next_visit += 1;
+        self.progress.decoded = 0;
     }
 
     /// Keeps an error for the rest of the pass, and gives it to the caller.
@@ -477,7 +496,7 @@ impl<D: Device> Offload<D> {
             self.reach(program, visit)?;
             let events = transfer.events(pass, kind, visit);
             // Only what waits can stall.
-            if program.ahead().is_some() || events.begin.is_some() {
+            if program.ahead().is_some() || events.parts[0].begin.is_some() {
                 let generation = device.record(&stream, &events.reach).map_err(of_block)?;
                 transfer.update(pass, kind, visit, |state| state.reach = generation);
             }
@@ -485,15 +504,23 @@ impl<D: Device> Offload<D> {
             if program.at_use {
                 self.progress
                     .live
-                    .submit(Stage::Decode, &self.plan.kinds[kind].visits[visit]);
+                    .submit(Stage::Decode, 0, &self.plan.kinds[kind].visits[visit]);
                 self.counters
                     .set_live(self.fixed_bytes() + self.progress.live.now());
-                transfer
-                    .decode(&stream, turn, visit, &loaded)
-                    .map_err(of_block)?;
+                for part in 0..program.parts.len() {
+                    if part > 0 && program.uploaded {
+                        // Its upload may wait for the staging of a part before it.
+                        self.pump_this();
+                        self.await_arrival(pass, kind, visit, part + 1)?;
+                    }
+                    transfer
+                        .decode(&stream, turn, (visit, part), &loaded)
+                        .map_err(of_block)?;
+                    self.progress.decoded = part + 1;
+                }
             }
             transfer
-                .fence(&stream, program.after(Stage::Compute), turn)
+                .fence(&stream, program.after(Stage::Compute, 0), turn)
                 .map_err(of_block)?;
         }
         let plan = &self.plan.blocks[block];
@@ -521,29 +548,35 @@ impl<D: Device> Offload<D> {
         let Progress {
             pass, epoch, kind, ..
         } = self.progress;
-        if program.ahead().is_some() {
-            self.await_arrival(pass, kind, visit)?;
+        if program.ahead().is_none() {
+            (self.transfer).update(pass, kind, visit, |state| state.begin(pass, epoch));
+        } else if program.at_use {
+            self.await_arrival(pass, kind, visit, 1)?;
         } else {
-            self.transfer.update(pass, kind, visit, |state| {
-                *state = VisitState::new(pass, epoch, Arrival::Submitted);
-            });
+            self.await_arrival(pass, kind, visit, program.parts.len())?;
         }
         if program.at_use {
             // What was uploaded to its place for a visit that was skipped.
-            let uploads = program.after(Stage::Decode).iter().filter(|one| {
+            let uploads = program.after(Stage::Decode, 0).iter().filter(|one| {
                 (one.pass, one.stage) == (PassRef::This, Stage::Upload)
                     && one.visit as usize != visit
             });
             for upload in uploads {
-                self.await_arrival(pass, kind, upload.visit as usize)?;
+                self.await_arrival(pass, kind, upload.visit as usize, upload.part as usize + 1)?;
             }
         }
         Ok(())
     }
 
-    fn await_arrival(&self, pass: u64, kind: usize, visit: usize) -> Result<(), OffloadError> {
+    fn await_arrival(
+        &self,
+        pass: u64,
+        kind: usize,
+        visit: usize,
+        parts: usize,
+    ) -> Result<(), OffloadError> {
         let begin = std::time::Instant::now();
-        if self.transfer.await_submission(pass, kind, visit)? {
+        if self.transfer.await_submission(pass, kind, visit, parts)? {
             let ns = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
             Counters::add(&self.counters.submission_waits, 1);
             Counters::add(&self.counters.submission_wait_ns, ns);
@@ -561,8 +594,13 @@ impl<D: Device> Offload<D> {
             return Ok(false);
         }
         if self.progress.failed == Some((self.progress.pass, visit)) {
-            let arrival = self.transfer.state(self.progress.pass, kind, visit).arrival;
-            if let Arrival::Failed(error) = arrival {
+            let pass = self.progress.pass;
+            let failure =
+                (self.transfer).with_state(pass, kind, visit, |state| match &state.arrival {
+                    Arrival::Failed(error) => Some(error.clone()),
+                    Arrival::Idle | Arrival::Queued => None,
+                });
+            if let Some(error) = failure {
                 return Err(self.fail(error));
             }
         }
@@ -576,7 +614,7 @@ impl<D: Device> Offload<D> {
             let error = OffloadError::of_block(self.transfer.block_name(kind, visit), error);
             return Err(self.fail(error));
         }
-        self.progress.next_visit += 1;
+        self.go_on();
         let program = self.transfer.program(kind, visit);
         self.progress.unread |= program.is_some_and(|program| program.ahead().is_some());
         Counters::add(&self.counters.skipped, 1);
@@ -592,15 +630,15 @@ impl<D: Device> Offload<D> {
         } = self.progress;
         if let Some(program) = transfer.program(kind, visit) {
             if program.ahead().is_none() {
-                transfer.update(pass, kind, visit, |state| {
-                    *state = VisitState::new(pass, epoch, Arrival::Submitted);
-                });
+                transfer.update(pass, kind, visit, |state| state.begin(pass, epoch));
             }
             if program.at_use {
-                // For those who wait for the decode.
+                // For those who wait for the decodes.
                 let plan = &self.plan.kinds[kind].visits[visit];
-                self.progress.live.submit(Stage::Decode, plan);
-                transfer.mark_decoded(stream, self.progress.turn(), visit)?;
+                self.progress.live.submit(Stage::Decode, 0, plan);
+                for part in 0..program.parts.len() {
+                    transfer.mark_decoded(stream, self.progress.turn(), (visit, part))?;
+                }
             }
         }
         self.release(visit, stream)
@@ -634,8 +672,9 @@ impl<D: Device> Offload<D> {
         };
         let last = [last_on(Stage::Upload), last_on(Stage::Decode)];
         for visit in last.into_iter().flatten() {
+            let parts = visits[visit].as_ref().map_or(0, |visit| visit.parts.len());
             self.transfer
-                .await_submission(ended.pass, ended.kind, visit)?;
+                .await_submission(ended.pass, ended.kind, visit, parts)?;
         }
         Ok(last)
     }
@@ -653,12 +692,12 @@ impl<D: Device> Offload<D> {
         };
         for (visit, stage) in [(uploaded, Stage::Upload), (decoded, Stage::Decode)] {
             let Some(visit) = visit else { continue };
-            let state = transfer.state(ended.pass, ended.kind, visit);
-            let events = transfer.events(ended.pass, ended.kind, visit);
-            let (event, generation) = match stage {
-                Stage::Decode => (&events.decode, state.decode),
-                Stage::Upload | Stage::Compute => (&events.upload, state.upload),
-            };
+            let Ended { pass, kind, .. } = ended;
+            let part = transfer
+                .program(kind, visit)
+                .map_or(0, VisitProgram::last_part);
+            let event = transfer.event(pass, kind, visit, stage, part);
+            let generation = transfer.generation(pass, kind, visit, stage, part);
             // 0: a worker dropped it, because the pass after this one was abandoned in the meantime.
             if generation.0 != 0 {
                 transfer.device.synchronize(event, generation)?;
@@ -708,14 +747,16 @@ impl<D: Device> Offload<D> {
             let Some(program) = transfer.program(kind, visit) else {
                 continue;
             };
-            let state = transfer.state(pass, kind, visit);
-            if (state.pass, state.epoch) != (pass, epoch) || state.reach.0 == 0 {
+            let state = |state: &VisitState| (state.pass, state.epoch, state.reach, state.compute);
+            let (of_pass, of_epoch, reach, compute) = transfer.with_state(pass, kind, visit, state);
+            if (of_pass, of_epoch) != (pass, epoch) || reach.0 == 0 {
                 continue; // skipped, or never reached
             }
             let events = transfer.events(pass, kind, visit);
+            let last = &events.parts[program.last_part()];
             let arrived = match program.ahead() {
-                Some([_, Stage::Decode]) => Some(&events.decode),
-                Some(_) => Some(&events.upload),
+                Some([_, Stage::Decode]) => Some(&last.decode),
+                Some(_) => Some(&last.upload),
                 None => None,
             };
             let stalled = match arrived {
@@ -723,7 +764,7 @@ impl<D: Device> Offload<D> {
                 None => 0.0,
             };
             stall_s += stalled;
-            if let (Some(origin), Some([upload, decode])) = (&self.origin, &events.begin) {
+            if let Some(origin) = &self.origin {
                 let block = transfer.block_name(kind, visit);
                 let mut span = |stage, from: &D::Event, to: &D::Event, shift: f64| {
                     let begin_s = device.elapsed(origin, from)? + shift;
@@ -738,18 +779,23 @@ impl<D: Device> Offload<D> {
                     });
                     Ok::<_, DeviceError>(())
                 };
-                if program.uploaded {
-                    span("upload", upload, &events.upload, 0.0)?;
-                }
-                if program.table.is_some() {
-                    span("decode", decode, &events.decode, 0.0)?;
+                for (part, events) in program.parts.iter().zip(&events.parts) {
+                    let Some([upload, decode]) = &events.begin else {
+                        continue;
+                    };
+                    if program.uploaded {
+                        span("upload", upload, &events.upload, 0.0)?;
+                    }
+                    if part.table.is_some() {
+                        span("decode", decode, &events.decode, 0.0)?;
+                    }
                 }
                 if let Some(arrived) = arrived.filter(|_| stalled > 0.0) {
                     span("stall", &events.reach, arrived, 0.0)?;
                 }
-                if state.compute.0 > 0 {
+                if compute.0 > 0 {
                     let (from, shift) = match program.at_use {
-                        true => (&events.decode, 0.0),
+                        true => (&last.decode, 0.0),
                         false => (&events.reach, stalled),
                     };
                     span("compute", from, &events.compute, shift)?;

@@ -19,7 +19,7 @@
 //! of computes `C`, which no placement goes below. Otherwise every placement streams or packs at least one block `j`:
 //! one that may be. Its arena then holds, apart, all remainders, all blocks that must be resident, what was chosen to stay,
 //! residents `R` and packed blocks `P`, and for `j`, if any kind visits it, its place in the window, and staging for
-//! loading, and for `j` unless that may be packed. So
+//! loading, and for the largest part of `j` unless that may be packed. So
 //!
 //! ```text
 //! sum over R of place(i) + sum over P of encoded(i)
@@ -87,7 +87,7 @@ pub(super) fn placement_bound_s(problem: &Problem, kind: usize, budget_bytes: u6
         .filter(|one| one.forced != Some(Form::Resident))
         .map(|one| match (one.visited, one.can_pack) {
             (true, true) => one.place + problem.load_staging,
-            (true, false) => one.place + one.staging.max(problem.load_staging),
+            (true, false) => one.place + one.piece.max(problem.load_staging),
             (false, _) => problem.load_staging,
         })
         .min()

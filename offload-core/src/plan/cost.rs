@@ -1,7 +1,7 @@
 //! Seconds of every operation, from bytes and rates. It knows nothing of placements.
 
 use super::workload::MAX_SECONDS;
-use super::{PlanError, Rates, Stage, Workload};
+use super::{PartLoad, PlanError, Rates, Stage, Workload};
 
 /// Seconds of the operations of one pass kind, per visit, and the kind's weight.
 #[derive(Debug)]
@@ -12,6 +12,8 @@ pub(super) struct KindCosts {
     pub(super) upload: Vec<f64>,
     /// Decode, if the visit is streamed or packed; 0 for what arrives as stored.
     pub(super) decode: Vec<f64>,
+    /// Upload and decode of each part, if the visit is staged in parts.
+    pub(super) parts: Vec<Vec<[f64; 2]>>,
     /// Compute.
     pub(super) compute: Vec<f64>,
     /// Sum of `compute`.
@@ -19,12 +21,14 @@ pub(super) struct KindCosts {
 }
 
 impl KindCosts {
-    /// Seconds of one operation.
-    pub(super) fn of(&self, stage: Stage, visit: usize) -> f64 {
+    /// Seconds of one operation, of a visit in so many `parts`.
+    pub(super) fn of(&self, stage: Stage, visit: usize, part: usize, parts: usize) -> f64 {
         match stage {
-            Stage::Upload => self.upload[visit],
-            Stage::Decode => self.decode[visit],
             Stage::Compute => self.compute[visit],
+            Stage::Upload if parts == 1 => self.upload[visit],
+            Stage::Decode if parts == 1 => self.decode[visit],
+            Stage::Upload => self.parts[visit][part][0],
+            Stage::Decode => self.parts[visit][part][1],
         }
     }
 }
@@ -55,9 +59,20 @@ pub(super) fn costs(workload: &Workload, rates: &Rates) -> Result<Vec<KindCosts>
                     _ => visit.decode_s,
                 })
                 .collect();
+            let parts = kind.visits.iter().map(|visit| {
+                let of_part = |part: &PartLoad| {
+                    let tier = block(visit.block).tier;
+                    let upload_s = rates.upload_s(tier, part.wire_bytes, part.uploads);
+                    [upload_s, part.decode_s]
+                };
+                visit.parts.iter().map(of_part).collect()
+            });
+            let parts: Vec<Vec<[f64; 2]>> = parts.collect();
             let compute: Vec<f64> = kind.visits.iter().map(|visit| visit.compute_s).collect();
             let compute_s = compute.iter().sum::<f64>();
-            let pass_s = compute_s + upload.iter().sum::<f64>() + decode.iter().sum::<f64>();
+            let in_parts = parts.iter().flatten().flatten().sum::<f64>();
+            let whole = upload.iter().sum::<f64>() + decode.iter().sum::<f64>();
+            let pass_s = compute_s + whole.max(in_parts);
             if !(0.0..=MAX_SECONDS).contains(&pass_s) {
                 return Err(PlanError::BadWorkload {
                     reason: format!(
@@ -70,6 +85,7 @@ pub(super) fn costs(workload: &Workload, rates: &Rates) -> Result<Vec<KindCosts>
                 weight: kind.share / shares,
                 upload,
                 decode,
+                parts,
                 compute,
                 compute_s,
             })

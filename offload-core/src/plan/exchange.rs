@@ -105,13 +105,14 @@ impl Search<'_> {
         passages.reverse();
         for made in Move::all(from, problem, &self.free, &self.worth) {
             for &(decoding, window_depth) in &passages {
-                for &staging_depth in self.staging_depths.iter().rev() {
+                for &(in_parts, staging_depth) in problem.stagings(decoding).iter().rev() {
                     if self.is_done() || *work == 0 {
                         return None;
                     }
                     let mut placement = Placement {
                         forms: from.forms.clone(),
                         window_depth,
+                        in_parts,
                         staging_depth,
                         decoding,
                     };

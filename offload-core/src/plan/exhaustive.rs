@@ -8,7 +8,8 @@ use super::placement::{self, Assignments};
 use super::problem::{Evaluation, Placement, Problem};
 use super::spread::{Order, Phase};
 use super::{
-    BlockLoad, Decoding, Form, KindLoad, Rates, Tier, VisitLoad, Wishes, Workload, certificate,
+    BlockLoad, Decoding, Form, KindLoad, PartLoad, Rates, Tier, VisitLoad, Wishes, Workload,
+    certificate,
 };
 use crate::model::Residency;
 
@@ -26,12 +27,17 @@ fn workload(seed: u64, like: bool, most: usize) -> Workload {
     let mut rng = SmallRng::seed_from_u64(seed);
     let count = rng.random_range(1..=most);
     let decoded = rng.random_bool(0.5);
+    let in_parts = rng.random_bool(0.5);
     let blocks: Vec<BlockLoad> = (0..count)
         .map(|index| {
             let unlike = !like && rng.random_bool(0.5);
             let place_bytes = match unlike {
                 true => rng.random_range(1..6000),
                 false => 1024 + 256 * rng.random_range(0..2),
+            };
+            let staging_bytes = match decoded ^ (unlike && rng.random_bool(0.3)) {
+                true => place_bytes / 3 + 1,
+                false => 0,
             };
             BlockLoad {
                 name: format!("block {index}"),
@@ -47,9 +53,10 @@ fn workload(seed: u64, like: bool, most: usize) -> Workload {
                 },
                 remainder_bytes: rng.random_range(0..300),
                 place_bytes,
-                staging_bytes: match decoded ^ (unlike && rng.random_bool(0.3)) {
-                    true => place_bytes / 3 + 1,
-                    false => 0,
+                staging_bytes,
+                parts: match in_parts && staging_bytes > 1 {
+                    true => vec![staging_bytes / 2, staging_bytes - staging_bytes / 2],
+                    false => Vec::new(),
                 },
             }
         })
@@ -70,15 +77,24 @@ fn workload(seed: u64, like: bool, most: usize) -> Workload {
                 share: rng.random_range(0.5..2.0),
                 visits: visits
                     .into_iter()
-                    .map(|block| VisitLoad {
-                        block,
-                        wire_bytes: match blocks[block].staging_bytes {
-                            0 => blocks[block].place_bytes,
-                            staging => staging,
-                        },
-                        uploads: 1,
-                        compute_s: compute_s * rng.random_range(0.9..1.1),
-                        decode_s: decode_s * rng.random_range(0.9..1.1),
+                    .map(|block| {
+                        let decode_s = decode_s * rng.random_range(0.9..1.1);
+                        let of_part = |&wire_bytes: &u64| PartLoad {
+                            wire_bytes,
+                            uploads: 1,
+                            decode_s: decode_s / 2.0,
+                        };
+                        VisitLoad {
+                            block,
+                            wire_bytes: match blocks[block].staging_bytes {
+                                0 => blocks[block].place_bytes,
+                                staging => staging,
+                            },
+                            uploads: 1,
+                            compute_s: compute_s * rng.random_range(0.9..1.1),
+                            decode_s,
+                            parts: blocks[block].parts.iter().map(of_part).collect(),
+                        }
                     })
                     .collect(),
             }
@@ -98,14 +114,17 @@ fn all(problem: &Problem) -> Vec<(Placement, Evaluation)> {
         for &decoding in &problem.decodings {
             for window_depth in 1..=4 {
                 for staging_depth in 1..=3 {
-                    let placement = Placement {
-                        forms: forms.clone(),
-                        window_depth,
-                        staging_depth,
-                        decoding,
-                    };
-                    let evaluation = problem.evaluate(&placement);
-                    all.push((placement, evaluation));
+                    for in_parts in [false, true] {
+                        let placement = Placement {
+                            forms: forms.clone(),
+                            window_depth,
+                            in_parts,
+                            staging_depth,
+                            decoding,
+                        };
+                        let evaluation = problem.evaluate(&placement);
+                        all.push((placement, evaluation));
+                    }
                 }
             }
         }
@@ -197,6 +216,7 @@ fn worst_of_even(count: usize, ratio: f64, window_depth: usize) -> f64 {
             remainder_bytes: 0,
             place_bytes: 1024,
             staging_bytes: 0,
+            parts: Vec::new(),
         })
         .collect();
     let visits = (0..count)
@@ -206,6 +226,7 @@ fn worst_of_even(count: usize, ratio: f64, window_depth: usize) -> f64 {
             uploads: 0,
             compute_s: 1.0,
             decode_s: 0.0,
+            parts: Vec::new(),
         })
         .collect();
     let workload = Workload {
@@ -230,6 +251,7 @@ fn worst_of_even(count: usize, ratio: f64, window_depth: usize) -> f64 {
             let placement = Placement {
                 forms,
                 window_depth,
+                in_parts: false,
                 staging_depth: 1,
                 decoding: Decoding::Ahead,
             };

@@ -151,7 +151,7 @@ impl Plan {
     fn check_visits(
         &self,
         kind: &KindPlan,
-        room: &mut [Option<[u64; 2]>],
+        room: &mut [Option<(u64, Vec<u64>)>],
     ) -> Result<(), PlanError> {
         require(u32::try_from(kind.visits.len()).is_ok(), || {
             format!("pass kind {} has too many visits", kind.name)
@@ -171,7 +171,7 @@ impl Plan {
                 || format!("{} has a place in the window or lacks one", here()),
             )?;
             require(
-                visit.staging.is_none() || block.form == Form::Streamed,
+                visit.staging.is_empty() || block.form == Form::Streamed,
                 || format!("{} is {} and has staging", here(), block.form),
             )?;
             require(visit.packed == block.packed, || {
@@ -180,13 +180,13 @@ impl Plan {
             if let Some(place) = &visit.place {
                 check_place(place, &self.arena.window)?;
             }
-            if let Some(staging) = &visit.staging {
+            for staging in &visit.staging {
                 check_place(staging, &self.arena.staging)?;
             }
-            let bytes =
-                [&visit.place, &visit.staging].map(|place| place.map_or(0, |one| one.bytes));
-            let known = *room[visit.block].get_or_insert(bytes);
-            require(known == bytes, || {
+            let staging = visit.staging.iter().map(|part| part.bytes).collect();
+            let bytes = (visit.place.map_or(0, |place| place.bytes), staging);
+            let known = room[visit.block].get_or_insert_with(|| bytes.clone());
+            require(*known == bytes, || {
                 format!(
                     "{} takes {bytes:?} bytes of window and staging, another visit of the block {known:?}",
                     here()

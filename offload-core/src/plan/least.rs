@@ -1,7 +1,7 @@
 //! The smallest arena for which a plan exists. It does not care how fast that plan is.
 //!
 //! An arena holds remainders, residents, a window as large as the largest streamed place at least, and staging as large
-//! as the largest streamed staging and what loading needs, at least. Take a placement of least bytes, let `p` and `s`
+//! as the largest streamed part, or the whole of what has none, and what loading needs, at least. Take a placement of least bytes, let `p` and `s`
 //! be its largest streamed place and staging. Streaming every further block of at most `p` and `s` raises neither, and
 //! removes residents. So the least arena is found among the placements "stream what is at most `p` and `s`", where `p`
 //! and `s` are sizes of blocks, or 0. Blocks that no kind visits need no window and are streamed always.
@@ -29,7 +29,7 @@ pub(super) fn least(problem: &Problem) -> Least {
         .into_iter()
         .filter(|&block| problem.sizes[block].visited)
         .collect();
-    free.sort_by_key(|&block| (problem.sizes[block].staging, block));
+    free.sort_by_key(|&block| (problem.sizes[block].piece, block));
     let forced = || {
         problem
             .sizes
@@ -37,7 +37,7 @@ pub(super) fn least(problem: &Problem) -> Least {
             .filter(|sizes| sizes.visited && sizes.forced == Some(Form::Streamed))
     };
     let base_place = forced().map(|sizes| sizes.place).max().unwrap_or(0);
-    let base_staging = forced().map(|sizes| sizes.staging).max().unwrap_or(0);
+    let base_staging = forced().map(|sizes| sizes.piece).max().unwrap_or(0);
     let mut places: Vec<u64> = free
         .iter()
         .map(|&block| problem.sizes[block].place.max(base_place))
@@ -60,7 +60,7 @@ pub(super) fn least(problem: &Problem) -> Least {
             let sizes = &problem.sizes[block];
             if sizes.place <= place {
                 saved += sizes.place;
-                let staging = sizes.staging.max(base_staging);
+                let staging = sizes.piece.max(base_staging);
                 best = best.min((cost(place, staging, saved), place, staging));
             }
         }
@@ -71,7 +71,7 @@ pub(super) fn least(problem: &Problem) -> Least {
         .iter()
         .map(|sizes| match sizes.forced {
             Some(form) => form,
-            None if !sizes.visited || (sizes.place <= place && sizes.staging <= staging) => {
+            None if !sizes.visited || (sizes.place <= place && sizes.piece <= staging) => {
                 Form::Streamed
             }
             None => Form::Resident,
@@ -80,6 +80,7 @@ pub(super) fn least(problem: &Problem) -> Least {
     let placement = Placement {
         forms,
         window_depth: depth,
+        in_parts: true,
         staging_depth: 1,
         decoding: problem.decodings[0],
     };

@@ -9,7 +9,7 @@
 //! another. Uploads of a pass are submitted at the earliest while the pass before is under way. An executor that
 //! submits later, or is not told what comes next, stays at or below it.
 
-use super::{Decoding, Operation, PassRef, Stage, VisitPlan};
+use super::{Decoding, Dependency, Operation, PassRef, Stage, VisitPlan};
 
 /// Counts live window bytes from submissions: the executor's measure and the planner's are both this.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,13 +20,13 @@ pub struct LiveWindow {
 
 impl LiveWindow {
     /// Notes that an operation of a visit is submitted. A compute that is skipped counts as submitted.
-    pub fn submit(&mut self, stage: Stage, visit: &VisitPlan) {
+    pub fn submit(&mut self, stage: Stage, part: u32, visit: &VisitPlan) {
         let Some(place) = &visit.place else { return };
-        let first_write = match visit.encoded() {
-            Some(_) => Stage::Decode,
-            None => Stage::Upload,
+        let first_write = match visit.is_decoded() {
+            true => Stage::Decode,
+            false => Stage::Upload,
         };
-        if stage == first_write {
+        if (stage, part) == (first_write, 0) {
             self.now += place.bytes;
             self.peak = self.peak.max(self.now);
         } else if stage == Stage::Compute {
@@ -102,12 +102,13 @@ impl<'a> Submission<'a> {
 
     /// Whether the operation of a stage for a visit of a pass is submitted: streams are in order, so it is if the next
     /// one of its stream lies behind it.
-    fn is_submitted(&self, stage: Stage, pass: usize, visit: u32) -> bool {
-        let stream = self.decoding.stream(stage);
+    fn is_submitted(&self, pass: usize, one: &Dependency) -> bool {
+        let stream = self.decoding.stream(one.stage);
         self.streams[stream]
             .get(self.submitted[stream])
             .is_none_or(|(next_pass, next)| {
-                (*next_pass, next.visit, next.stage) > (pass, visit, stage)
+                (*next_pass, next.visit, next.stage, next.part)
+                    > (pass, one.visit, one.stage, one.part)
             })
     }
 
@@ -117,10 +118,10 @@ impl<'a> Submission<'a> {
             return false;
         };
         let met = operation.after.iter().all(|one| match one.pass {
-            PassRef::This => self.is_submitted(one.stage, pass, one.visit),
-            PassRef::Previous(kind) => pass.checked_sub(1).is_none_or(|before| {
-                self.passes[before] != kind || self.is_submitted(one.stage, before, one.visit)
-            }),
+            PassRef::This => self.is_submitted(pass, one),
+            PassRef::Previous(kind) => pass
+                .checked_sub(1)
+                .is_none_or(|before| self.passes[before] != kind || self.is_submitted(before, one)),
         });
         met && pass <= under_way + 1
     }
@@ -129,7 +130,7 @@ impl<'a> Submission<'a> {
         let (pass, operation) = self.streams[stream][self.submitted[stream]];
         self.submitted[stream] += 1;
         let visit = &self.visits[self.passes[pass]][operation.visit as usize];
-        self.live.submit(operation.stage, visit);
+        self.live.submit(operation.stage, operation.part, visit);
     }
 
     fn run(mut self) -> u64 {

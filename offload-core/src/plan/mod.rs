@@ -51,7 +51,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 pub use live::LiveWindow;
-pub use workload::{BlockLoad, Budget, KindLoad, Rates, Tier, VisitLoad, Workload};
+pub use workload::{BlockLoad, Budget, KindLoad, PartLoad, Rates, Tier, VisitLoad, Workload};
 
 /// Every planned range begins at a multiple of this many bytes.
 pub const PLACE_ALIGN: u64 = 256;
@@ -182,8 +182,9 @@ pub struct VisitPlan {
     pub block: usize,
     /// Where it arrives in the window, if it is not resident.
     pub place: Option<Place>,
-    /// Where its encoded bytes wait for decoding, if it is streamed and arrives decoded.
-    pub staging: Option<Place>,
+    /// Where its encoded bytes wait for decoding, if it is streamed and arrives decoded: in one place, or part by part, so
+    /// that one is decoded while the next one comes.
+    pub staging: Vec<Place>,
     /// Where its encoded bytes stay, if it is packed.
     pub packed: Option<Place>,
 }
@@ -195,10 +196,16 @@ impl VisitPlan {
         self.place.is_some() && self.packed.is_none()
     }
 
-    /// What is decoded into the place, if something is.
+    /// Whether something is decoded into the place.
     #[must_use]
-    pub fn encoded(&self) -> Option<Place> {
-        self.staging.or(self.packed)
+    pub fn is_decoded(&self) -> bool {
+        !self.staging.is_empty() || self.packed.is_some()
+    }
+
+    /// Uploads, and decodes, that it takes.
+    #[must_use]
+    pub fn parts(&self) -> u32 {
+        u32::try_from(self.staging.len().max(1)).expect("parts are fewer than tensors")
     }
 }
 
@@ -251,6 +258,8 @@ pub struct Dependency {
     pub visit: u32,
     /// Which of the visit's operations.
     pub stage: Stage,
+    /// Of which part; 0 for computes.
+    pub part: u32,
 }
 
 /// One operation of a pass.
@@ -260,6 +269,8 @@ pub struct Operation {
     pub stage: Stage,
     /// For which visit.
     pub visit: u32,
+    /// For which part of its block; 0 for computes.
+    pub part: u32,
     /// Operations that must be done before. All of them stand earlier in the list or belong to the pass before.
     pub after: Vec<Dependency>,
 }
@@ -361,6 +372,7 @@ impl Plan {
     ///     remainder_bytes: 0,
     ///     place_bytes: 1 << 20,
     ///     staging_bytes: 0,
+    ///     parts: vec![],
     /// };
     /// let visit = |block| VisitLoad {
     ///     block,
@@ -368,6 +380,7 @@ impl Plan {
     ///     uploads: 1,
     ///     compute_s: 1e-3,
     ///     decode_s: 0.0,
+    ///     parts: vec![],
     /// };
     /// let workload = Workload {
     ///     blocks: ["a", "b", "c", "d"].map(block).to_vec(),

@@ -36,7 +36,6 @@ const TIE: f64 = 1e-3;
 
 /// Depths of the window and of staging that are tried.
 pub(super) const WINDOW_DEPTHS: &[usize] = &[1, 2, 3, 4];
-const STAGING_DEPTHS: [usize; 3] = [1, 2, 3];
 
 /// Numbers of streamed blocks tried beyond the fewest that fit.
 const MORE_STREAMED: usize = 2;
@@ -55,6 +54,7 @@ pub(super) fn choose(problem: &Problem, budget_bytes: u64, least: Placement) -> 
     let resident = Placement {
         forms: problem.forced(),
         window_depth: 1,
+        in_parts: false,
         staging_depth: 1,
         decoding: problem.decodings[0],
     };
@@ -92,6 +92,7 @@ struct Family {
     rest: Form,
     decoding: Decoding,
     window_depth: usize,
+    in_parts: bool,
     staging_depth: usize,
     /// The fewest streamed blocks that fit.
     fewest: usize,
@@ -107,8 +108,6 @@ pub(super) struct Search<'a> {
     pub(super) worth: Vec<usize>,
     /// Those that may be packed, by descending seconds that a byte saves which makes a packed block resident.
     unpacking: Vec<usize>,
-    /// Depths of staging that make a difference.
-    pub(super) staging_depths: &'static [usize],
     orders: Vec<Order>,
     families: Vec<Family>,
     /// No placement is faster.
@@ -140,10 +139,6 @@ impl<'a> Search<'a> {
             free: problem.free(),
             worth: spread::by_worth(problem),
             unpacking: spread::unpacking(problem),
-            staging_depths: match problem.sizes.iter().any(|sizes| sizes.staging > 0) {
-                true => &STAGING_DEPTHS,
-                false => &STAGING_DEPTHS[..1],
-            },
             orders: spread::orders(problem),
             families: Vec::new(),
             floor_s,
@@ -187,6 +182,7 @@ impl<'a> Search<'a> {
         Placement {
             forms,
             window_depth: family.window_depth,
+            in_parts: family.in_parts,
             staging_depth: family.staging_depth,
             decoding: family.decoding,
         }
@@ -229,12 +225,13 @@ impl<'a> Search<'a> {
         for order in 0..self.orders.len() {
             for &rest in rests {
                 for (decoding, window_depth) in self.problem.passages() {
-                    for &staging_depth in self.staging_depths {
+                    for (in_parts, staging_depth) in self.problem.stagings(decoding) {
                         let mut family = Family {
                             order,
                             rest,
                             decoding,
                             window_depth,
+                            in_parts,
                             staging_depth,
                             fewest: 0,
                         };
@@ -291,7 +288,9 @@ impl<'a> Search<'a> {
     /// The plain version, if the work of a step is enough for it; whether it was.
     fn everything(&mut self) -> bool {
         let problem = self.problem;
-        let depths = problem.passages().count() * self.staging_depths.len();
+        let depths = (problem.passages())
+            .map(|(decoding, _)| problem.stagings(decoding).len())
+            .sum::<usize>();
         let assignments = Assignments::new(problem);
         let affordable = assignments
             .how_many()
@@ -305,10 +304,11 @@ impl<'a> Search<'a> {
                 continue;
             }
             for (decoding, window_depth) in problem.passages() {
-                for &staging_depth in self.staging_depths {
+                for (in_parts, staging_depth) in problem.stagings(decoding) {
                     let placement = Placement {
                         forms: forms.clone(),
                         window_depth,
+                        in_parts,
                         staging_depth,
                         decoding,
                     };

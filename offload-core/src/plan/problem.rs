@@ -8,10 +8,13 @@ use super::schedule;
 use super::simulate::{self, Timing};
 use super::window;
 use super::{
-    ArenaMap, BlockPlan, Decoding, Form, KindPlan, Operation, Place, Plan, PlanError, Rates,
-    Verdict, VisitPlan, Wishes, Workload, padded,
+    ArenaMap, BlockPlan, Decoding, Form, KindLoad, KindPlan, Operation, Place, Plan, PlanError,
+    Rates, Verdict, VisitPlan, Wishes, Workload, padded,
 };
 use crate::model::Residency;
+
+/// Depths of staging that are tried for whole blocks.
+const STAGING_DEPTHS: [usize; 3] = [1, 2, 3];
 
 /// A pass that computes for longer than it copies or decodes, and stalls for at most this part of its time, is bound by
 /// compute.
@@ -29,30 +32,14 @@ pub(super) struct Sizes {
     pub(super) place: u64,
     /// Staging when streamed, or what stays when packed; 0 if it arrives as stored.
     pub(super) staging: u64,
+    /// Its largest part, or the whole: staging that will do.
+    pub(super) piece: u64,
     /// Whether it may be packed, and would take less than resident.
     pub(super) can_pack: bool,
     /// Whether any kind visits it.
     pub(super) visited: bool,
     /// The form it must have, if there is no choice.
     pub(super) forced: Option<Form>,
-}
-
-impl Sizes {
-    /// Bytes that a visit takes of the window.
-    fn in_window(&self, form: Form) -> u64 {
-        match form {
-            Form::Resident => 0,
-            Form::Packed | Form::Streamed => self.place,
-        }
-    }
-
-    /// Bytes that a visit takes of staging.
-    fn in_staging(&self, form: Form) -> u64 {
-        match form {
-            Form::Resident | Form::Packed => 0,
-            Form::Streamed => self.staging,
-        }
-    }
 }
 
 /// A choice among all there are.
@@ -62,7 +49,9 @@ pub(super) struct Placement {
     pub(super) forms: Vec<Form>,
     /// Consecutive visits that the window has room for.
     pub(super) window_depth: usize,
-    /// Consecutive visits that staging has room for.
+    /// Whether what has parts is staged part by part.
+    pub(super) in_parts: bool,
+    /// Consecutive visits, or parts, that staging has room for.
     pub(super) staging_depth: usize,
     /// Where blocks are decoded.
     pub(super) decoding: Decoding,
@@ -104,6 +93,8 @@ pub(super) struct Problem<'a> {
     pub(super) workload: &'a Workload,
     pub(super) costs: Vec<KindCosts>,
     pub(super) sizes: Vec<Sizes>,
+    /// Padded bytes of each block's parts; of one without parts the whole.
+    pub(super) parts: Vec<Vec<u64>>,
     /// Padded least staging.
     pub(super) load_staging: u64,
     /// Depths of the window that may be chosen, ascending.
@@ -140,17 +131,27 @@ impl<'a> Problem<'a> {
                     Residency::Never => Some(Form::Streamed),
                     Residency::Planned => None,
                 };
+                let parts = block.parts.iter().map(|&bytes| padded(bytes));
                 let is_smaller = staging > 0 && staging < place;
                 Sizes {
                     remainder: padded(block.remainder_bytes),
                     place,
                     staging,
+                    piece: parts.max().unwrap_or(staging).min(staging),
                     can_pack: visited && is_smaller && forced.is_none() && !wishes.unpacked,
                     visited,
                     forced,
                 }
             })
             .collect();
+        let parts = workload.blocks.iter().zip(&sizes).map(|(block, sizes)| {
+            let parts = block.parts.iter().map(|&bytes| padded(bytes));
+            match block.parts.is_empty() {
+                true => vec![sizes.staging],
+                false => parts.collect(),
+            }
+        });
+        let parts = parts.collect();
         let window_depths = match wishes.blocks_ahead {
             None => placement::WINDOW_DEPTHS.to_vec(),
             Some(blocks) => {
@@ -171,10 +172,32 @@ impl<'a> Problem<'a> {
             workload,
             costs,
             sizes,
+            parts,
             load_staging: padded(workload.load_staging_bytes),
             window_depths,
             decodings,
         })
+    }
+
+    /// Ways to stage: whether in parts, and how deep. Decoded ahead, a part is free again as soon as it is decoded. Decoded
+    /// at use it waits for its visit, so that there has to be room for all parts of a block to hide behind the one before.
+    pub(super) fn stagings(&self, decoding: Decoding) -> Vec<(bool, usize)> {
+        let of_free = |one: &&Sizes| one.staging > 0 && one.forced != Some(Form::Resident);
+        if !self.sizes.iter().any(|one| of_free(&one)) {
+            return vec![(false, 1)];
+        }
+        let mut ways: Vec<_> = STAGING_DEPTHS.map(|depth| (false, depth)).to_vec();
+        let streamed = self.sizes.iter().zip(&self.parts);
+        let streamed = streamed.filter(|(one, _)| of_free(one));
+        let most = streamed.map(|(_, parts)| parts.len()).max().unwrap_or(1);
+        if most > 1 {
+            let depths = match decoding {
+                Decoding::Ahead => [1, 2, 3],
+                Decoding::AtUse => [1, most, most + 1],
+            };
+            ways.extend(depths.map(|depth| (true, depth)));
+        }
+        ways
     }
 
     /// Pairs of where blocks are decoded and how deep the window then may be. What is decoded at use takes one place
@@ -228,27 +251,38 @@ impl<'a> Problem<'a> {
             .sum()
     }
 
+    /// Bytes that visits take of the window, one after another.
+    fn in_window(&self, placement: &Placement, kind: &KindLoad) -> Vec<u64> {
+        let blocks = kind.visits.iter().map(|visit| visit.block);
+        let moved = blocks.filter(|&block| placement.forms[block] != Form::Resident);
+        let places = moved.map(|block| self.sizes[block].place);
+        places.filter(|&bytes| bytes > 0).collect()
+    }
+
+    /// Bytes that visits take of staging, one after another, or part by part.
+    fn in_staging(&self, placement: &Placement, kind: &KindLoad) -> Vec<u64> {
+        let blocks = kind.visits.iter().map(|visit| visit.block);
+        let streamed = blocks.filter(|&block| placement.forms[block] == Form::Streamed);
+        let decoded = streamed.filter(|&block| self.sizes[block].staging > 0);
+        decoded
+            .flat_map(|block| match placement.in_parts {
+                true => self.parts[block].clone(),
+                false => vec![self.sizes[block].staging],
+            })
+            .collect()
+    }
+
     /// Bytes of residents, window and staging.
     fn region_bytes(&self, placement: &Placement) -> [u64; 3] {
-        let of = |size: fn(&Sizes, Form) -> u64, depth| {
-            let kinds: Vec<Vec<u64>> = self
-                .workload
-                .kinds
-                .iter()
-                .map(|kind| {
-                    kind.visits
-                        .iter()
-                        .map(|visit| size(&self.sizes[visit.block], placement.forms[visit.block]))
-                        .filter(|&bytes| bytes > 0)
-                        .collect()
-                })
-                .collect();
+        let of = |pick: fn(&Self, &Placement, &KindLoad) -> Vec<u64>, depth| {
+            let kinds = self.workload.kinds.iter();
+            let kinds: Vec<Vec<u64>> = kinds.map(|kind| pick(self, placement, kind)).collect();
             window::region_bytes(kinds.iter().map(Vec::as_slice), depth)
         };
         [
             self.resident_bytes(&placement.forms),
-            of(Sizes::in_window, placement.window_depth),
-            of(Sizes::in_staging, placement.staging_depth).max(self.load_staging),
+            of(Self::in_window, placement.window_depth),
+            of(Self::in_staging, placement.staging_depth).max(self.load_staging),
         ]
     }
 
@@ -290,17 +324,14 @@ impl<'a> Problem<'a> {
             .kinds
             .iter()
             .map(|kind| {
-                let pick = |size: fn(&Sizes, Form) -> u64| -> Vec<u64> {
-                    let visits = kind.visits.iter().map(|visit| visit.block);
-                    visits
-                        .map(|block| size(&self.sizes[block], placement.forms[block]))
-                        .filter(|&bytes| bytes > 0)
-                        .collect()
-                };
-                let offsets =
-                    |size, region, depth| window::offsets(&pick(size), region, depth).into_iter();
-                let mut places = offsets(Sizes::in_window, window, placement.window_depth);
-                let mut stagings = offsets(Sizes::in_staging, staging, placement.staging_depth);
+                let (windows, staged) = (
+                    self.in_window(placement, kind),
+                    self.in_staging(placement, kind),
+                );
+                let mut places =
+                    window::offsets(&windows, window, placement.window_depth).into_iter();
+                let mut stagings =
+                    window::offsets(&staged, staging, placement.staging_depth).into_iter();
                 let next = |region: &Place, bytes: u64, offsets: &mut std::vec::IntoIter<u64>| {
                     (bytes > 0).then(|| Place {
                         offset: region.offset
@@ -318,10 +349,15 @@ impl<'a> Problem<'a> {
                             Form::Packed => [block.place_bytes, 0],
                             Form::Streamed => [block.place_bytes, block.staging_bytes],
                         };
+                        let parts = match placement.in_parts && !block.parts.is_empty() {
+                            true if staging > 0 => &block.parts[..],
+                            _ => &[staging],
+                        };
+                        let mut stage = |&bytes: &u64| next(&arena.staging, bytes, &mut stagings);
                         VisitPlan {
                             block: visit.block,
                             place: next(&arena.window, place, &mut places),
-                            staging: next(&arena.staging, staging, &mut stagings),
+                            staging: parts.iter().filter_map(&mut stage).collect(),
                             packed: homes[visit.block].packed,
                         }
                     })
@@ -332,13 +368,19 @@ impl<'a> Problem<'a> {
     }
 
     /// Times of every kind on streams that share nothing.
-    fn timings(&self, operations: &[Vec<Operation>], placement: &Placement) -> Vec<Timing> {
+    fn timings(
+        &self,
+        operations: &[Vec<Operation>],
+        visits: &[Vec<VisitPlan>],
+        placement: &Placement,
+    ) -> Vec<Timing> {
         operations
             .iter()
+            .zip(visits)
             .enumerate()
-            .map(|(kind, operations)| {
+            .map(|(kind, (operations, visits))| {
                 let costs = &self.costs[kind];
-                simulate::simulate(operations, kind, costs, placement.decoding)
+                simulate::simulate(operations, visits, kind, costs, placement.decoding)
             })
             .collect()
     }
@@ -347,7 +389,7 @@ impl<'a> Problem<'a> {
     pub(super) fn evaluate(&self, placement: &Placement) -> Evaluation {
         let (arena, _, visits) = self.lay_out(placement);
         let operations = schedule::operations(&visits, placement.decoding);
-        let timings = self.timings(&operations, placement);
+        let timings = self.timings(&operations, &visits, placement);
         Evaluation {
             seconds: timings
                 .iter()
@@ -365,7 +407,7 @@ impl<'a> Problem<'a> {
     pub(super) fn plan(&self, placement: &Placement, budget_bytes: u64) -> Plan {
         let (arena, homes, visits) = self.lay_out(placement);
         let operations = schedule::operations(&visits, placement.decoding);
-        let timings = self.timings(&operations, placement);
+        let timings = self.timings(&operations, &visits, placement);
         let live_bytes = live::most_live_bytes(&visits, &operations, placement.decoding);
         let kinds = visits
             .into_iter()

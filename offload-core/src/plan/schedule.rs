@@ -8,13 +8,13 @@
 //!
 //! | operation | waits for | fence |
 //! |---|---|---|
-//! | upload into staging | decode of the latest earlier visit whose staging overlaps | `StagingRead` |
-//! | decode | its upload | `Uploaded` |
+//! | upload into staging | decode of the latest earlier part whose staging overlaps | `StagingRead` |
+//! | decode of a part | its upload | `Uploaded` |
 //! | first write into a place | compute of the latest earlier visit whose place overlaps | `LastReader` |
 //! | first write into a place | writer of the latest earlier visit whose place overlaps, on another stream | `LastWriter` |
-//! | compute | what wrote the place | `Arrived` |
+//! | compute | what wrote the last part of the place | `Arrived` |
 //!
-//! The first write is the decode, or the upload of what arrives as stored. The writer is looked up on the other stream
+//! The first write is the decode of the first part, or the upload of what arrives as stored. The writer is looked up on the other stream
 //! of writers, because neither is ordered by the other when the visit between them was skipped; a decode that waits for
 //! an upload of its own thereby waits for all earlier uploads. A decode at use lies on the stream of computes: it needs
 //! none of the fences on computes and other decodes, and computes need none on it.
@@ -26,7 +26,7 @@
 //! one, or at the head if there is none. In one turn visits go in order, upload before decode.
 
 use super::last_use::LastUse;
-use super::{Decoding, Dependency, Fence, Operation, PassRef, Stage, VisitPlan};
+use super::{Decoding, Dependency, Fence, Operation, PassRef, Place, Stage, VisitPlan};
 
 /// Classes of writers in [`LastUse`]: uploads straight into a place, decodes into it.
 const WRITERS: [Stage; 2] = [Stage::Upload, Stage::Decode];
@@ -34,8 +34,14 @@ const WRITERS: [Stage; 2] = [Stage::Upload, Stage::Decode];
 /// Who used window and staging last, so far.
 #[derive(Debug, Clone)]
 struct Users {
+    /// By visit.
     place: LastUse,
+    /// By index in `staged`.
     staging: LastUse,
+    /// Visits and parts that were staged.
+    staged: Vec<(u32, u32)>,
+    /// Last part of each visit.
+    last_parts: Vec<u32>,
 }
 
 impl Users {
@@ -43,26 +49,44 @@ impl Users {
         Self {
             place: LastUse::new(),
             staging: LastUse::new(),
+            staged: Vec::new(),
+            last_parts: Vec::new(),
         }
     }
 
-    fn note(&mut self, visit: u32, plan: &VisitPlan) {
+    fn note_staging(&mut self, visit: u32, part: u32, staging: &Place) {
+        let index = u32::try_from(self.staged.len()).expect("parts are fewer than tensors");
+        self.staging.note(staging, 0, index);
+        self.staged.push((visit, part));
+    }
+
+    /// Notes visits one after another.
+    fn note_place(&mut self, visit: u32, plan: &VisitPlan) {
         if let Some(place) = &plan.place {
             self.place
-                .note(place, usize::from(plan.encoded().is_some()), visit);
+                .note(place, usize::from(plan.is_decoded()), visit);
         }
-        if let Some(staging) = &plan.staging {
-            self.staging.note(staging, 1, visit);
-        }
+        self.last_parts.push(plan.parts() - 1);
     }
 
     /// Users after a whole pass.
     fn of_pass(visits: &[VisitPlan]) -> Self {
         let mut users = Self::new();
         for (visit, plan) in (0..).zip(visits) {
-            users.note(visit, plan);
+            for (part, staging) in (0..).zip(&plan.staging) {
+                users.note_staging(visit, part, staging);
+            }
+            users.note_place(visit, plan);
         }
         users
+    }
+
+    /// The last operation of `stage` of a visit.
+    fn last_of(&self, stage: Stage, visit: u32) -> (u32, u32) {
+        match stage {
+            Stage::Compute => (visit, 0),
+            Stage::Upload | Stage::Decode => (visit, self.last_parts[visit as usize]),
+        }
     }
 }
 
@@ -76,30 +100,32 @@ struct Fencer<'a> {
 }
 
 impl Fencer<'_> {
-    /// Fences on the latest earlier visit that `latest` finds: here, or else in the pass before, whatever its kind.
+    /// Fences on the latest earlier visit and part that `latest` finds: here, or else in the pass before, whatever its kind.
     fn fence(
         &self,
         after: &mut Vec<Dependency>,
         fence: Fence,
         stage: Stage,
-        latest: impl Fn(&Users) -> Option<u32>,
+        latest: impl Fn(&Users) -> Option<(u32, u32)>,
     ) {
-        if let Some(visit) = latest(&self.here) {
+        if let Some((visit, part)) = latest(&self.here) {
             after.push(Dependency {
                 fence,
                 pass: PassRef::This,
                 visit,
                 stage,
+                part,
             });
             return;
         }
         for (kind, users) in self.before.iter().enumerate() {
-            if let Some(visit) = latest(users) {
+            if let Some((visit, part)) = latest(users) {
                 after.push(Dependency {
                     fence,
                     pass: PassRef::Previous(kind),
                     visit,
                     stage,
+                    part,
                 });
             }
         }
@@ -112,7 +138,7 @@ impl Fencer<'_> {
         if stream(writer) != stream(Stage::Compute) {
             self.fence(after, Fence::LastReader, Stage::Compute, |users| {
                 let [upload, decode] = users.place.latest(place);
-                upload.max(decode)
+                (upload.max(decode)).map(|visit| users.last_of(Stage::Compute, visit))
             });
         }
         for (class, stage) in WRITERS.into_iter().enumerate() {
@@ -122,18 +148,24 @@ impl Fencer<'_> {
             let read = stream(stage) == stream(Stage::Compute);
             if stream(writer) != stream(stage) && !behind && !read {
                 self.fence(after, Fence::LastWriter, stage, |users| {
-                    users.place.latest(place)[class]
+                    users.place.latest(place)[class].map(|visit| users.last_of(stage, visit))
                 });
             }
         }
     }
 }
 
-/// What a visit's operations are, in the order upload, decode, compute.
-fn stages(plan: &VisitPlan) -> impl Iterator<Item = Stage> {
+/// What a visit's operations are: upload and decode of each part, then compute.
+fn stages(plan: &VisitPlan) -> impl Iterator<Item = (Stage, u32)> {
     let upload = plan.is_uploaded().then_some(Stage::Upload);
-    let decode = plan.encoded().is_some().then_some(Stage::Decode);
-    upload.into_iter().chain(decode).chain([Stage::Compute])
+    let decode = plan.is_decoded().then_some(Stage::Decode);
+    let of_part = move |part| {
+        let stages = upload.into_iter().chain(decode);
+        stages.map(move |stage| (stage, part))
+    };
+    (0..plan.parts())
+        .flat_map(of_part)
+        .chain([(Stage::Compute, 0)])
 }
 
 /// The operations of each kind, in an order in which they can be submitted.
@@ -161,37 +193,45 @@ fn of_kind(visits: &[VisitPlan], before: &[Users], decoding: Decoding) -> Vec<Op
     };
     let at_use = decoding == Decoding::AtUse;
     let mut turns: Vec<Vec<Operation>> = vec![Vec::new(); 2 * visits.len() + 1];
-    let mut decode_turns = vec![0; visits.len()];
+    let mut decode_turns: Vec<Vec<usize>> = Vec::with_capacity(visits.len());
     let mut stream_turns = [0; 2];
     for (visit, plan) in (0_u32..).zip(visits) {
-        let own = |fence, stage| Dependency {
+        let own = |fence, stage, part| Dependency {
             fence,
             pass: PassRef::This,
             visit,
             stage,
+            part,
         };
-        for stage in stages(plan) {
+        decode_turns.push(vec![0; plan.parts() as usize]);
+        for (stage, part) in stages(plan) {
             let mut after = Vec::new();
             match stage {
-                Stage::Upload => match &plan.staging {
+                Stage::Upload => match plan.staging.get(part as usize) {
                     None => fencer.first_write(&mut after, stage, plan),
                     Some(staging) => {
                         fencer.fence(&mut after, Fence::StagingRead, Stage::Decode, |users| {
-                            users.staging.latest(staging)[1]
+                            let latest = users.staging.latest(staging)[0];
+                            latest.map(|index| users.staged[index as usize])
                         });
+                        fencer.here.note_staging(visit, part, staging);
                     }
                 },
                 Stage::Decode => {
                     if plan.is_uploaded() {
-                        after.push(own(Fence::Uploaded, Stage::Upload));
+                        after.push(own(Fence::Uploaded, Stage::Upload, part));
                     }
-                    fencer.first_write(&mut after, stage, plan);
+                    if part == 0 {
+                        fencer.first_write(&mut after, stage, plan);
+                    }
                 }
                 Stage::Compute => {
-                    if plan.encoded().is_none() && plan.place.is_some() {
-                        after.push(own(Fence::Arrived, Stage::Upload));
-                    } else if plan.encoded().is_some() && !at_use {
-                        after.push(own(Fence::Arrived, Stage::Decode));
+                    let arrived = match plan.is_decoded() {
+                        false => Stage::Upload,
+                        true => Stage::Decode,
+                    };
+                    if plan.place.is_some() && !(plan.is_decoded() && at_use) {
+                        after.push(own(Fence::Arrived, arrived, plan.parts() - 1));
                     }
                 }
             }
@@ -199,11 +239,12 @@ fn of_kind(visits: &[VisitPlan], before: &[Users], decoding: Decoding) -> Vec<Op
                 // It opens its turn. Transfers of this and earlier visits are in earlier ones.
                 let turn = turn_of(stage, visit);
                 if stage == Stage::Decode {
-                    decode_turns[visit as usize] = turn;
+                    decode_turns[visit as usize][part as usize] = turn;
                 }
                 turns[turn].push(Operation {
                     stage,
                     visit,
+                    part,
                     after,
                 });
                 continue;
@@ -212,22 +253,25 @@ fn of_kind(visits: &[VisitPlan], before: &[Users], decoding: Decoding) -> Vec<Op
             for dependency in after.iter().filter(|one| one.pass == PassRef::This) {
                 turn = turn.max(match dependency.stage {
                     Stage::Compute => turn_of(Stage::Compute, dependency.visit),
-                    Stage::Decode => decode_turns[dependency.visit as usize],
+                    Stage::Decode => {
+                        decode_turns[dependency.visit as usize][dependency.part as usize]
+                    }
                     // Uploads are in turn with this one's stream, or its own upload.
                     Stage::Upload => stream_turns[Stage::Upload as usize],
                 });
             }
             stream_turns[stage as usize] = turn;
             if stage == Stage::Decode {
-                decode_turns[visit as usize] = turn;
+                decode_turns[visit as usize][part as usize] = turn;
             }
             turns[turn].push(Operation {
                 stage,
                 visit,
+                part,
                 after,
             });
         }
-        fencer.here.note(visit, plan);
+        fencer.here.note_place(visit, plan);
     }
     turns.into_iter().flatten().collect()
 }

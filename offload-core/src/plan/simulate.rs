@@ -18,7 +18,7 @@
 //! that stream's costs. `certificate` relies on this.
 
 use super::cost::KindCosts;
-use super::{Decoding, Operation, PassRef, Stage};
+use super::{Decoding, Operation, PassRef, Stage, VisitPlan};
 
 /// Passes simulated at most.
 const MAX_PASSES: usize = 64;
@@ -45,26 +45,52 @@ struct Program {
 }
 
 impl Program {
-    fn new(operations: &[Operation], kind: usize, costs: &KindCosts, decoding: Decoding) -> Self {
-        let visits = costs.compute.len();
-        let slots = 3 * visits;
-        let slot = |stage: Stage, visit: u32| stage as usize * visits + visit as usize;
+    fn new(
+        operations: &[Operation],
+        visits: &[VisitPlan],
+        kind: usize,
+        costs: &KindCosts,
+        decoding: Decoding,
+    ) -> Self {
+        // Of each visit its compute, then upload and decode of each part.
+        let mut slots = 0;
+        let first: Vec<usize> = visits
+            .iter()
+            .map(|visit| {
+                let first = slots;
+                slots += 1 + 2 * visit.parts() as usize;
+                first
+            })
+            .collect();
+        let slot = |stage: Stage, visit: u32, part: u32| {
+            let within = match stage {
+                Stage::Compute => 0,
+                Stage::Upload => 1 + 2 * part as usize,
+                Stage::Decode => 2 + 2 * part as usize,
+            };
+            first[visit as usize] + within
+        };
         let mut after = Vec::new();
         let operations = operations
             .iter()
             .map(|operation| {
                 for one in &operation.after {
-                    let slot = slot(one.stage, one.visit);
+                    let slot = || slot(one.stage, one.visit, one.part);
                     match one.pass {
-                        PassRef::This => after.push(slot),
-                        PassRef::Previous(of) if of == kind => after.push(slots + slot),
+                        PassRef::This => after.push(slot()),
+                        PassRef::Previous(of) if of == kind => after.push(slots + slot()),
                         PassRef::Previous(_) => {}
                     }
                 }
                 (
                     decoding.stream(operation.stage),
-                    slot(operation.stage, operation.visit),
-                    costs.of(operation.stage, operation.visit as usize),
+                    slot(operation.stage, operation.visit, operation.part),
+                    costs.of(
+                        operation.stage,
+                        operation.visit as usize,
+                        operation.part as usize,
+                        visits[operation.visit as usize].staging.len().max(1),
+                    ),
                     after.len(),
                 )
             })
@@ -95,6 +121,7 @@ impl Program {
 /// Replays passes of one kind until they repeat.
 pub(super) fn simulate(
     operations: &[Operation],
+    visits: &[VisitPlan],
     kind: usize,
     costs: &KindCosts,
     decoding: Decoding,
@@ -105,7 +132,7 @@ pub(super) fn simulate(
             cold_pass_s: costs.compute_s,
         };
     }
-    let program = Program::new(operations, kind, costs, decoding);
+    let program = Program::new(operations, visits, kind, costs, decoding);
     let tolerance = costs.compute_s.max(1e-300) * 1e-12;
     let mut ends = vec![0.0; 2 * program.slots];
     let mut history: Vec<Vec<f64>> = Vec::new();

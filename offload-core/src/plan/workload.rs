@@ -39,10 +39,12 @@ pub struct BlockLoad {
     pub place_bytes: u64,
     /// Encoded bytes that wait in staging when it is streamed; 0 if it is uploaded straight into its place.
     pub staging_bytes: u64,
+    /// Encoded bytes of the parts in which it may be staged and decoded, one after another; none if only as a whole.
+    pub parts: Vec<u64>,
 }
 
 /// One visit of a pass kind.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct VisitLoad {
     /// Index of the block.
     pub block: usize,
@@ -52,6 +54,19 @@ pub struct VisitLoad {
     pub uploads: u32,
     /// Seconds the engine computes with it, measured or assumed; 0 if nothing is known.
     pub compute_s: f64,
+    /// Seconds its decoding takes.
+    pub decode_s: f64,
+    /// The same by the block's parts.
+    pub parts: Vec<PartLoad>,
+}
+
+/// One part of a block, at one visit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PartLoad {
+    /// Bytes over the wire.
+    pub wire_bytes: u64,
+    /// Uploads those bytes take.
+    pub uploads: u32,
     /// Seconds its decoding takes.
     pub decode_s: f64,
 }
@@ -114,15 +129,25 @@ impl Workload {
             .blocks
             .iter()
             .flat_map(|block| {
-                [
+                let fixed = [
                     block.remainder_bytes,
                     block.place_bytes,
                     block.staging_bytes,
-                ]
+                ];
+                fixed.into_iter().chain(block.parts.iter().copied())
             })
             .chain([self.load_staging_bytes])
             .map(u128::from)
             .sum::<u128>();
+        for block in &self.blocks {
+            let parts = block.parts.iter().copied().map(u128::from).sum::<u128>();
+            if parts > u128::from(block.staging_bytes) {
+                return bad(format!(
+                    "parts of block {} come to {parts} bytes, it is staged in {}",
+                    block.name, block.staging_bytes
+                ));
+            }
+        }
         if bytes > MAX_BYTES {
             return bad(format!(
                 "{bytes} bytes in all, more than the {MAX_BYTES} that can be planned"
@@ -156,7 +181,10 @@ impl Workload {
                     self.blocks.len()
                 ));
             };
-            for (what, seconds) in [("computes", visit.compute_s), ("decodes", visit.decode_s)] {
+            let parts = visit.parts.iter();
+            let parts = parts.map(|part| ("decodes a part", part.decode_s));
+            let whole = [("computes", visit.compute_s), ("decodes", visit.decode_s)];
+            for (what, seconds) in whole.into_iter().chain(parts) {
                 if !(0.0..=MAX_SECONDS).contains(&seconds) {
                     return bad(format!(
                         "visit {index} of pass kind {name} {what} for {seconds} seconds"
@@ -172,6 +200,22 @@ impl Workload {
                     "visit {index} of pass kind {name} brings {} bytes, block {} has room for {room}",
                     visit.wire_bytes, block.name
                 ));
+            }
+            if visit.parts.len() != block.parts.len() {
+                return bad(format!(
+                    "visit {index} of pass kind {name} has {} parts, block {} has {}",
+                    visit.parts.len(),
+                    block.name,
+                    block.parts.len()
+                ));
+            }
+            for (part, &room) in visit.parts.iter().zip(&block.parts) {
+                if room == 0 || part.wire_bytes > room {
+                    return bad(format!(
+                        "visit {index} of pass kind {name} brings {} bytes, a part of block {} has room for {room}",
+                        part.wire_bytes, block.name
+                    ));
+                }
             }
             wire += u128::from(visit.wire_bytes);
         }

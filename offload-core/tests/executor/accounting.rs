@@ -114,7 +114,7 @@ fn neighbours_in_a_file_arrive_in_one_upload() {
     let decoded = offload.plan().kinds[0]
         .visits
         .iter()
-        .filter(|visit| visit.staging.is_some());
+        .filter(|visit| !visit.staging.is_empty());
     assert_eq!(
         after.decodes - before.decodes,
         decoded.count() as u64,

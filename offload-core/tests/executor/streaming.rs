@@ -10,7 +10,7 @@ use std::sync::Arc;
 use offload_core::cpu::CpuDevice;
 use offload_core::device::Device;
 use offload_core::encoding::Encoding;
-use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, OffloadError};
+use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, OffloadError, Settings};
 use offload_core::model::{Model, PassKind, Residency};
 use offload_core::plan::{BlockPlan, Decoding, Fence, Form, Plan};
 use offload_core::testing::toy;
@@ -136,8 +136,16 @@ fn notices(
             let device = jittery(seed, true);
             let expected = support::expected(model, &ArrivalPolicy::default());
             let stream = device.create_stream("compute")?;
-            let mut offload = support::least(&device, model.clone())
-                .decoding(decoding)
+            // Even seeds stage every tensor by itself.
+            let settings = Settings {
+                remainder_below_bytes: 64,
+                decoding: Some(decoding),
+                part_bytes: (seed % 2) << 60,
+                ..Settings::default()
+            };
+            let mut offload = Offload::builder(&device)
+                .model(model.clone())
+                .settings(settings)
                 .device_budget(budget)
                 .amend_plan(amend)
                 .build()?;

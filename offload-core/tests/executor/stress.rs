@@ -278,6 +278,7 @@ impl Case {
             remainder_below_bytes: remainder_below,
             decoding: random.pick(&[None, Some(Decoding::Ahead), Some(Decoding::AtUse)]),
             pack: !random.one_in(4),
+            part_bytes: random.pick(&[0, 1000, 4000, 64 << 20]),
             ..Settings::default()
         };
         let build = |device: &WatchedDevice, budget| {

@@ -1,30 +1,38 @@
 //! What a plan says of its own quality.
 
-use offload_core::plan::{Budget, Plan, Rates, Verdict, Workload};
+use offload_core::plan::{Budget, Plan, Rates, Stage, Verdict, Workload};
 use proptest::prelude::*;
 
 use crate::fences::{decodings, plan_at};
 use crate::replay;
 use crate::workloads::{self, uniform, uniform_rates};
 
-/// Seconds of upload, decode and compute per visit, as the documentation of the types has them.
-fn costs(workload: &Workload, rates: &Rates, kind: usize) -> Vec<[f64; 3]> {
+/// Seconds of an operation, by stage, visit and part, of a visit in so many parts, as the documentation of the types has
+/// them.
+fn costs<'a>(
+    workload: &'a Workload,
+    rates: &'a Rates,
+    kind: usize,
+) -> impl Fn((Stage, u32, u32), usize) -> f64 + 'a {
     use offload_core::plan::Tier;
-    workload.kinds[kind]
-        .visits
-        .iter()
-        .map(|visit| {
-            let block = &workload.blocks[visit.block];
-            let rate = match block.tier {
-                Tier::Pinned => rates.wire_bytes_per_s,
-                Tier::Host => rates.host_bytes_per_s.min(rates.wire_bytes_per_s),
-                Tier::Disk => rates.disk_bytes_per_s.min(rates.wire_bytes_per_s),
-            };
-            let upload =
-                f64::from(visit.uploads) * rates.upload_latency_s + visit.wire_bytes as f64 / rate;
-            [upload, visit.decode_s, visit.compute_s]
-        })
-        .collect()
+    move |(stage, visit, part), parts| {
+        let visit = &workload.kinds[kind].visits[visit as usize];
+        let block = &workload.blocks[visit.block];
+        let rate = match block.tier {
+            Tier::Pinned => rates.wire_bytes_per_s,
+            Tier::Host => rates.host_bytes_per_s.min(rates.wire_bytes_per_s),
+            Tier::Disk => rates.disk_bytes_per_s.min(rates.wire_bytes_per_s),
+        };
+        let (wire_bytes, uploads, decode_s) = match visit.parts.get(part as usize) {
+            Some(part) if parts > 1 => (part.wire_bytes, part.uploads, part.decode_s),
+            _ => (visit.wire_bytes, visit.uploads, visit.decode_s),
+        };
+        match stage {
+            Stage::Upload => f64::from(uploads) * rates.upload_latency_s + wire_bytes as f64 / rate,
+            Stage::Decode => decode_s,
+            Stage::Compute => visit.compute_s,
+        }
+    }
 }
 
 /// Seconds of computes and decodes in a pass.
@@ -32,9 +40,9 @@ fn device_s(workload: &Workload, plan: &Plan, kind: usize) -> f64 {
     let visits = workload.kinds[kind].visits.iter();
     let visits = visits.zip(&plan.kinds[kind].visits);
     visits
-        .map(|(load, visit)| match visit.encoded() {
-            Some(_) => load.compute_s + load.decode_s,
-            None => load.compute_s,
+        .map(|(load, visit)| match visit.is_decoded() {
+            true => load.compute_s + load.decode_s,
+            false => load.compute_s,
         })
         .sum()
 }
@@ -52,7 +60,7 @@ proptest! {
         let rates = workloads::rates(1000.0);
         for (index, kind) in plan.kinds.iter().enumerate() {
             let costs = costs(&workload, &rates, index);
-            let ends = replay::pass_ends(&plan, index, 241, &costs);
+            let ends = replay::pass_ends(&plan, index, 241, costs);
             prop_assert!((ends[0] - kind.predicted_cold_pass_s).abs() <= 1e-9 * (1.0 + ends[0]));
             // Exact once passes repeat; 240 passes bound what the transient adds.
             let mean = (ends[240] - ends[120]) / 120.0;

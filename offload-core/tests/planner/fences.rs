@@ -182,6 +182,22 @@ fn an_upload_that_overwrites_staging_under_a_decode_is_found() {
         visit.wire_bytes = 512;
     }
     is_needed_in(&workload, Fence::StagingRead);
+    // The same in parts, of which a budget for half a block of staging has room for one at a time.
+    for block in &mut workload.blocks {
+        block.parts = workloads::split(512, 2);
+    }
+    let blocks = &workload.blocks;
+    let visits = (0..4).map(|block| workloads::visit(blocks, block, 1.0, 0.25));
+    workload.kinds[0].visits = visits.collect();
+    let plan = least(&workload, Decoding::Ahead);
+    assert_eq!(
+        (plan.arena.staging.bytes, plan.kinds[0].visits[0].parts()),
+        (256, 2)
+    );
+    is_needed_by(&plan, Fence::Arrived);
+    for fence in [Fence::StagingRead, Fence::Uploaded] {
+        is_needed_in(&workload, fence);
+    }
 }
 
 #[test]
@@ -212,7 +228,9 @@ fn operations_are_listed_behind_all_that_they_wait_for() {
             for one in &operation.after {
                 let before = operations
                     .iter()
-                    .position(|other| (other.stage, other.visit) == (one.stage, one.visit))
+                    .position(|other| {
+                        (other.stage, other.visit, other.part) == (one.stage, one.visit, one.part)
+                    })
                     .unwrap();
                 let this = one.pass == offload_core::plan::PassRef::This;
                 assert!(!this || before < position, "{operation:?}");

@@ -44,6 +44,14 @@ fn each_contradiction_is_named() {
                 load.blocks[1].staging_bytes = 512;
             },
         ),
+        ("come to 1025 bytes, it is staged in 1024", |load| {
+            load.blocks[1].staging_bytes = 1024;
+            load.blocks[1].parts = vec![1000, 25];
+        }),
+        ("has 0 parts, block block 1 has 2", |load| {
+            load.blocks[1].staging_bytes = 1024;
+            load.blocks[1].parts = vec![1000, 24];
+        }),
         ("computes for NaN", |load| {
             load.kinds[0].visits[0].compute_s = f64::NAN
         }),
@@ -170,7 +178,7 @@ proptest! {
         numbers in prop::collection::vec(wild(), 6),
         bytes in prop::collection::vec(wild_bytes(), 4),
         at in any::<prop::sample::Index>(),
-        which in 0..12_u8,
+        which in 0..14_u8,
         budget in wild_bytes(),
     ) {
         let mut workload = workload;
@@ -184,6 +192,14 @@ proptest! {
             4 => workload.kinds[0].share = numbers[0],
             5 => rates.wire_bytes_per_s = numbers[0],
             6 => rates.host_bytes_per_s = numbers[0],
+            12 => workload.blocks[block].parts = bytes[..2].to_vec(),
+            13 => {
+                for visit in &mut workload.kinds[0].visits {
+                    for part in &mut visit.parts {
+                        (part.wire_bytes, part.decode_s) = (bytes[0], numbers[0]);
+                    }
+                }
+            }
             7 => rates.upload_latency_s = numbers[0],
             _ => for visit in &mut workload.kinds[0].visits {
                 match which {

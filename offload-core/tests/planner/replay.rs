@@ -6,6 +6,8 @@
 //! touch a common byte, at least one of them writing, must be ordered; otherwise some interleaving races. If all are,
 //! every interleaving has the outcome of any one, and that one is replayed byte range by byte range.
 
+use std::collections::BTreeMap;
+
 use offload_core::plan::{Decoding, PassRef, Place, Plan, Stage};
 
 /// The stream on which a stage runs.
@@ -53,6 +55,7 @@ struct Node {
     stage: Stage,
     stream: usize,
     visit: usize,
+    part: usize,
     /// Place in its stream.
     position: usize,
     /// Operations of each stream that are over before this one starts.
@@ -73,14 +76,13 @@ pub(crate) fn run(plan: &Plan, passes: &[Pass]) -> Result<(), String> {
     let mut nodes: Vec<Node> = Vec::new();
     let mut streams = [0_usize; 3];
     let mut last_clock = [[0_usize; 3]; 3];
-    // Index of nodes by pass, stage and visit.
-    let mut index: Vec<[Vec<Option<usize>>; 3]> = Vec::new();
+    // Index of nodes by pass, stage, visit and part.
+    let mut index: Vec<BTreeMap<(Stage, u32, u32), usize>> = Vec::new();
     let mut ends: Vec<[usize; 3]> = Vec::new();
 
     for (number, pass) in passes.iter().enumerate() {
         let kind = &plan.kinds[pass.kind];
-        let mut own: [Vec<Option<usize>>; 3] =
-            std::array::from_fn(|_| vec![None; kind.visits.len()]);
+        let mut own = BTreeMap::new();
         for operation in &kind.operations {
             let (stage, visit) = (operation.stage, operation.visit as usize);
             let stream = stream_of(plan, stage);
@@ -110,7 +112,7 @@ pub(crate) fn run(plan: &Plan, passes: &[Pass]) -> Result<(), String> {
                     PassRef::Previous(_) => None,
                 };
                 let Some(nodes_of) = nodes_of else { continue };
-                let Some(before) = nodes_of[one.stage as usize][one.visit as usize] else {
+                let Some(&before) = nodes_of.get(&(one.stage, one.visit, one.part)) else {
                     return Err(format!("{operation:?} waits for what is not submitted yet"));
                 };
                 if !idle {
@@ -120,22 +122,31 @@ pub(crate) fn run(plan: &Plan, passes: &[Pass]) -> Result<(), String> {
                     join(through);
                 }
             }
-            let direct = visit_plan.staging.is_none() && visit_plan.packed.is_none();
+            let direct = visit_plan.staging.is_empty() && visit_plan.packed.is_none();
+            let part = operation.part as usize;
+            let staging = visit_plan.staging.get(part).copied();
             let (reads, writes) = match stage {
                 _ if idle => (None, None),
                 Stage::Upload if direct => (None, visit_plan.place),
-                Stage::Upload => (None, visit_plan.staging),
-                // What is packed was there before, and nobody writes it.
-                Stage::Decode => (visit_plan.staging, visit_plan.place),
+                Stage::Upload => (None, staging),
+                // What is packed was there before, and nobody writes it. All parts may write to all of the place: one
+                // stream orders them.
+                Stage::Decode => (staging, visit_plan.place),
                 Stage::Compute => (visit_plan.place, None),
             };
-            own[stage as usize][visit] = Some(nodes.len());
+            if own
+                .insert((stage, operation.visit, operation.part), nodes.len())
+                .is_some()
+            {
+                return Err(format!("{operation:?} is there twice"));
+            }
             let position = streams[stream];
             nodes.push(Node {
                 pass: number,
                 stage,
                 stream,
                 visit,
+                part,
                 position,
                 clock,
                 reads,
@@ -146,15 +157,27 @@ pub(crate) fn run(plan: &Plan, passes: &[Pass]) -> Result<(), String> {
             last_clock[stream][stream] = position + 1;
         }
         for (visit, visit_plan) in kind.visits.iter().enumerate() {
+            let parts = visit_plan.staging.len().max(1);
             let wanted = [
-                visit_plan.place.is_some() && visit_plan.packed.is_none(),
-                visit_plan.staging.is_some() || visit_plan.packed.is_some(),
-                true,
+                (
+                    Stage::Upload,
+                    visit_plan.place.is_some() && visit_plan.packed.is_none(),
+                    parts,
+                ),
+                (
+                    Stage::Decode,
+                    !visit_plan.staging.is_empty() || visit_plan.packed.is_some(),
+                    parts,
+                ),
+                (Stage::Compute, true, 1),
             ];
-            for stage in 0..3 {
-                if own[stage][visit].is_some() != wanted[stage] {
+            for (stage, wanted, parts) in wanted {
+                let has = own
+                    .keys()
+                    .filter(|&&(of, number, _)| (of, number as usize) == (stage, visit));
+                if has.count() != if wanted { parts } else { 0 } {
                     return Err(format!(
-                        "visit {visit} lacks or has too much of stage {stage}"
+                        "visit {visit} lacks or has too much of stage {stage:?}"
                     ));
                 }
             }
@@ -185,13 +208,18 @@ fn no_races(nodes: &[Node]) -> Result<(), String> {
 /// Reads find what their own visit wrote, all of it and nothing else. Submission order is one of the interleavings.
 fn contents(nodes: &[Node]) -> Result<(), String> {
     // Who wrote a range last, as disjoint ranges.
-    let mut written: Vec<(u64, u64, (usize, usize))> = Vec::new();
+    let mut written: Vec<(u64, u64, (usize, usize, usize))> = Vec::new();
     for node in nodes {
-        let tag = (node.pass, node.visit);
+        // What is staged is of a part, what is computed with of all of them.
+        let tag = (node.pass, node.visit, node.part);
+        let whole = |of: &(usize, usize, usize)| (of.0, of.1) == (node.pass, node.visit);
         if let Some(place) = &node.reads {
             let covered: u64 = written
                 .iter()
-                .filter(|(_, _, of)| *of == tag)
+                .filter(|(_, _, of)| match node.writes {
+                    Some(_) => *of == tag,
+                    None => whole(of),
+                })
                 .map(|(from, to, _)| {
                     (*to)
                         .min(place.offset + place.bytes)
@@ -269,10 +297,7 @@ pub(crate) fn lies_well(plan: &Plan) -> Result<(), String> {
         {
             return Err(format!("{visit:?} is outside of the window"));
         }
-        if visit
-            .staging
-            .is_some_and(|place| !inside(&place, &plan.arena.staging))
-        {
+        if (visit.staging.iter()).any(|place| !inside(place, &plan.arena.staging)) {
             return Err(format!("{visit:?} is outside of staging"));
         }
     }
@@ -291,18 +316,19 @@ pub(crate) fn most_live_bytes(plan: &Plan, kind: usize) -> u64 {
     let mut queue: Vec<(usize, &offload_core::plan::Operation)> = (0..passes)
         .flat_map(|pass| of.operations.iter().map(move |operation| (pass, operation)))
         .collect();
-    for computed in 0..total {
+    let mut computed = 0;
+    while computed < total {
         let now = computed / of.visits.len();
         loop {
             let mut blocked = [false; 3];
             let next = queue.iter().position(|(pass, operation)| {
                 let stream = stream_of(plan, operation.stage);
                 let met = operation.after.iter().all(|one| match one.pass {
-                    PassRef::This => done.contains(&(*pass, one.stage, one.visit)),
+                    PassRef::This => done.contains(&(*pass, one.stage, one.visit, one.part)),
                     PassRef::Previous(of) => {
                         of != kind
                             || *pass == 0
-                            || done.contains(&(*pass - 1, one.stage, one.visit))
+                            || done.contains(&(*pass - 1, one.stage, one.visit, one.part))
                     }
                 });
                 let ready = met && !blocked[stream] && *pass <= now + 1;
@@ -311,10 +337,10 @@ pub(crate) fn most_live_bytes(plan: &Plan, kind: usize) -> u64 {
             });
             let Some(next) = next else { break };
             let (pass, operation) = queue.remove(next);
-            done.insert((pass, operation.stage, operation.visit));
+            done.insert((pass, operation.stage, operation.visit, operation.part));
             let visit = &of.visits[operation.visit as usize];
-            let direct = visit.staging.is_none() && visit.packed.is_none();
-            if operation.stage == Stage::Decode || direct {
+            let direct = visit.staging.is_empty() && visit.packed.is_none();
+            if operation.part == 0 && (operation.stage == Stage::Decode || direct) {
                 live += visit.place.map_or(0, |place| place.bytes);
             }
             peak = peak.max(live);
@@ -325,18 +351,19 @@ pub(crate) fn most_live_bytes(plan: &Plan, kind: usize) -> u64 {
                 .position(|(_, operation)| stream_of(plan, operation.stage) == 2);
             found.expect("as many computes as visits")
         };
-        let mut next = position(&queue);
-        if queue[next].1.stage == Stage::Decode {
-            let (pass, operation) = queue.remove(next);
-            done.insert((pass, Stage::Decode, operation.visit));
-            live += of.visits[operation.visit as usize]
-                .place
-                .map_or(0, |place| place.bytes);
-            peak = peak.max(live);
-            next = position(&queue);
-        }
+        let next = position(&queue);
         let (pass, operation) = queue.remove(next);
-        done.insert((pass, Stage::Compute, operation.visit));
+        done.insert((pass, operation.stage, operation.visit, operation.part));
+        if operation.stage == Stage::Decode {
+            if operation.part == 0 {
+                live += of.visits[operation.visit as usize]
+                    .place
+                    .map_or(0, |place| place.bytes);
+                peak = peak.max(live);
+            }
+            continue;
+        }
+        computed += 1;
         live -= of.visits[operation.visit as usize]
             .place
             .map_or(0, |place| place.bytes);
@@ -345,33 +372,38 @@ pub(crate) fn most_live_bytes(plan: &Plan, kind: usize) -> u64 {
 }
 
 /// Ends of the computes of `passes` passes of one kind, if every operation starts as soon as it may.
-pub(crate) fn pass_ends(plan: &Plan, kind: usize, passes: usize, costs: &[[f64; 3]]) -> Vec<f64> {
+pub(crate) fn pass_ends(
+    plan: &Plan,
+    kind: usize,
+    passes: usize,
+    costs: impl Fn((Stage, u32, u32), usize) -> f64,
+) -> Vec<f64> {
     let of = &plan.kinds[kind];
-    let mut ends: Vec<Vec<[f64; 3]>> = Vec::new();
+    let mut ends: Vec<BTreeMap<(Stage, u32, u32), f64>> = Vec::new();
     let mut free = [0.0_f64; 3];
     let mut after_pass: Vec<f64> = Vec::new();
     let mut computed = Vec::new();
     for pass in 0..passes {
-        ends.push(vec![[0.0; 3]; of.visits.len()]);
+        ends.push(BTreeMap::new());
         for operation in &of.operations {
-            let stage = operation.stage as usize;
             let stream = stream_of(plan, operation.stage);
             let mut start = free[stream];
             if stream < 2 && pass >= 2 {
                 start = start.max(after_pass[pass - 2]);
             }
             for one in &operation.after {
+                let key = (one.stage, one.visit, one.part);
                 let before = match one.pass {
-                    PassRef::This => ends[pass][one.visit as usize][one.stage as usize],
-                    PassRef::Previous(of) if of == kind && pass > 0 => {
-                        ends[pass - 1][one.visit as usize][one.stage as usize]
-                    }
+                    PassRef::This => ends[pass][&key],
+                    PassRef::Previous(of) if of == kind && pass > 0 => ends[pass - 1][&key],
                     PassRef::Previous(_) => 0.0,
                 };
                 start = start.max(before);
             }
-            free[stream] = start + costs[operation.visit as usize][stage];
-            ends[pass][operation.visit as usize][stage] = free[stream];
+            let key = (operation.stage, operation.visit, operation.part);
+            let parts = of.visits[operation.visit as usize].staging.len();
+            free[stream] = start + costs(key, parts);
+            ends[pass].insert(key, free[stream]);
         }
         after_pass.push(free.into_iter().fold(0.0, f64::max));
         computed.push(free[2]);

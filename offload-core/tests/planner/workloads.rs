@@ -1,7 +1,7 @@
 //! Workloads for tests: plain ones, and random ones of every shape.
 
 use offload_core::model::Residency;
-use offload_core::plan::{BlockLoad, KindLoad, Rates, Tier, VisitLoad, Workload};
+use offload_core::plan::{BlockLoad, KindLoad, PartLoad, Rates, Tier, VisitLoad, Workload};
 use proptest::prelude::*;
 
 /// A block that arrives as stored.
@@ -13,7 +13,32 @@ pub(crate) fn direct(name: impl Into<String>, place_bytes: u64) -> BlockLoad {
         remainder_bytes: 0,
         place_bytes,
         staging_bytes: 0,
+        parts: Vec::new(),
     }
+}
+
+/// `bytes` in `count` parts, or in none.
+pub(crate) fn split(bytes: u64, count: u64) -> Vec<u64> {
+    (0..count)
+        .map(|part| bytes * (part + 1) / count - bytes * part / count)
+        .filter(|&part| part > 0)
+        .collect()
+}
+
+/// What a visit that brings so many bytes brings of each part.
+fn parts_of(block: &BlockLoad, wire_bytes: u64, decode_s: f64) -> Vec<PartLoad> {
+    let mut left = wire_bytes;
+    let count = block.parts.len() as f64;
+    let of_part = |&bytes: &u64| {
+        let wire_bytes = left.min(bytes);
+        left -= wire_bytes;
+        PartLoad {
+            wire_bytes,
+            uploads: 1,
+            decode_s: decode_s / count,
+        }
+    };
+    block.parts.iter().map(of_part).collect()
 }
 
 /// A block that is decoded on arrival.
@@ -41,6 +66,7 @@ pub(crate) fn visit(
         uploads: 1,
         compute_s,
         decode_s,
+        parts: parts_of(&blocks[block], wire_bytes, decode_s),
     }
 }
 
@@ -100,14 +126,23 @@ fn block() -> impl Strategy<Value = BlockLoad> {
         4 => 1..4000_u64,
     ];
     let staging_bytes = prop_oneof![2 => Just(0_u64), 1 => Just(300), 2 => 1..1500_u64];
-    (residency, tier, 0..600_u64, place_bytes, staging_bytes).prop_map(
-        |(residency, tier, remainder_bytes, place_bytes, staging_bytes)| BlockLoad {
+    let block = (
+        residency,
+        tier,
+        0..600_u64,
+        place_bytes,
+        staging_bytes,
+        0..4_u64,
+    );
+    block.prop_map(
+        |(residency, tier, remainder_bytes, place_bytes, staging_bytes, parts)| BlockLoad {
             name: String::new(),
             residency,
             tier,
             remainder_bytes: remainder_bytes.saturating_sub(300),
             place_bytes,
             staging_bytes,
+            parts: split(staging_bytes, parts),
         },
     )
 }
@@ -143,9 +178,11 @@ pub(crate) fn any(blocks: usize, visits: usize) -> impl Strategy<Value = Workloa
                         .into_iter()
                         .map(|(block, part, uploads, compute_s, decode_s)| {
                             let full = visit(&blocks, block, compute_s, decode_s / 4.0);
+                            let wire_bytes = (full.wire_bytes as f64 * part) as u64;
                             VisitLoad {
-                                wire_bytes: (full.wire_bytes as f64 * part) as u64,
+                                wire_bytes,
                                 uploads,
+                                parts: parts_of(&blocks[block], wire_bytes, full.decode_s),
                                 ..full
                             }
                         })
