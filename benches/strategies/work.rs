@@ -448,8 +448,7 @@ impl<'w> Streamed<'w> {
     /// Where blocks are decoded, if any is.
     pub(crate) fn decoding(&self) -> Option<Decoding> {
         let plan = self.offload.plan();
-        let is_decoded = |visit: &VisitPlan| visit.encoded().is_some();
-        let decodes = plan.kinds[0].visits.iter().any(is_decoded);
+        let decodes = plan.kinds[0].visits.iter().any(VisitPlan::is_decoded);
         decodes.then_some(plan.decoding)
     }
 

@@ -543,8 +543,23 @@ impl<D: Device> Offload<D> {
         Ok(())
     }
 
+    /// Why an arrival of this visit, or of one before it in this pass, was not submitted. Of one before only if that was
+    /// skipped before all of it could be.
+    fn failure_up_to(&self, visit: usize) -> Option<OffloadError> {
+        let Progress { pass, kind, .. } = self.progress;
+        let (_, failed) =
+            (self.progress.failed).filter(|&(of, failed)| of == pass && failed <= visit)?;
+        (self.transfer).with_state(pass, kind, failed, |state| match &state.arrival {
+            Arrival::Failed(error) => Some(error.clone()),
+            Arrival::Idle | Arrival::Queued => None,
+        })
+    }
+
     /// Waits until what arrives ahead of a visit is submitted. What does not has its state begin here.
     fn reach(&self, program: &VisitProgram<D>, visit: usize) -> Result<(), OffloadError> {
+        if let Some(error) = self.failure_up_to(visit) {
+            return Err(error);
+        }
         let Progress {
             pass, epoch, kind, ..
         } = self.progress;
@@ -593,16 +608,8 @@ impl<D: Device> Offload<D> {
         if visit == self.transfer.kinds[kind].blocks.len() {
             return Ok(false);
         }
-        if self.progress.failed == Some((self.progress.pass, visit)) {
-            let pass = self.progress.pass;
-            let failure =
-                (self.transfer).with_state(pass, kind, visit, |state| match &state.arrival {
-                    Arrival::Failed(error) => Some(error.clone()),
-                    Arrival::Idle | Arrival::Queued => None,
-                });
-            if let Some(error) = failure {
-                return Err(self.fail(error));
-            }
+        if let Some(error) = self.failure_up_to(visit) {
+            return Err(self.fail(error));
         }
         let stream = self
             .progress

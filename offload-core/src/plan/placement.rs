@@ -150,14 +150,14 @@ impl<'a> Search<'a> {
         search
     }
 
-    /// Visits of all kinds.
+    /// Visits of all kinds; each counts as one and half of its parts beyond the first.
     pub(super) fn visits(&self) -> usize {
-        self.problem
-            .workload
-            .kinds
-            .iter()
-            .map(|kind| kind.visits.len())
+        let visits = self.problem.workload.kinds.iter();
+        let visits = visits.flat_map(|kind| &kind.visits);
+        visits
+            .map(|visit| self.problem.parts[visit.block].len() + 1)
             .sum::<usize>()
+            .div_ceil(2)
             .max(1)
     }
 
