@@ -8,6 +8,7 @@ use offload_core::swappable::TensorSpec;
 
 use crate::layout::rows;
 use crate::names::{self, Convention, List, Place, SCALED_FLAG};
+use crate::votes;
 
 /// A tensor under its canonical name within its place.
 #[derive(Debug)]
@@ -29,8 +30,8 @@ pub(crate) struct Catalog<'a> {
     /// How many names carry the prefix.
     pub(crate) prefixed: usize,
     pub(crate) convention: &'static Convention,
-    /// A name that told the convention; `None` where nothing speaks against the authors' own.
-    pub(crate) telling: Option<String>,
+    /// How many names the convention has, and of how many.
+    pub(crate) votes: (usize, usize),
     pub(crate) places: BTreeMap<Place, Vec<Named<'a>>>,
     /// Tensors without the prefix.
     pub(crate) outside: Vec<&'a TensorSpec>,
@@ -40,12 +41,13 @@ impl<'a> Catalog<'a> {
     pub(crate) fn new(tensors: &'a [TensorSpec]) -> Self {
         let (prefix, prefixed) = names::common_prefix(tensors.iter().map(TensorSpec::name));
         let stripped = |spec: &'a TensorSpec| names::without_prefix(spec.name(), prefix);
-        let (convention, telling) = names::convention(tensors.iter().filter_map(stripped));
+        let names = tensors.iter().filter_map(stripped);
+        let (convention, votes) = votes::convention(names.clone());
         let mut catalog = Self {
             prefix,
             prefixed,
             convention,
-            telling: telling.map(str::to_owned),
+            votes: (votes, names.count()),
             places: BTreeMap::new(),
             outside: Vec::new(),
         };

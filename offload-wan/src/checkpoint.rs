@@ -275,7 +275,8 @@ impl Checkpoint {
     /// The names of tensors that no such transformer has.
     ///
     /// Those under the model's prefix stay in the block that their name says, or make the block `other`; those without
-    /// it belong to other models in the same file and are left out of [`model`](Self::model).
+    /// it belong to other models in the same file and are left out of [`model`](Self::model). One that bears the
+    /// canonical name of another tensor of its block keeps the name that it has in the file.
     #[must_use]
     pub fn unknown(&self) -> Vec<String> {
         let findings = self.findings().into_iter();

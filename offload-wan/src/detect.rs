@@ -256,10 +256,8 @@ impl Detection {
             self.decide("prefix", catalog.prefix, by);
         }
         let naming = catalog.convention.naming;
-        match &catalog.telling {
-            Some(name) => self.decide("naming", naming, format!("tensor {name}")),
-            None => self.decide("naming", naming, "no tensor has another convention's name"),
-        }
+        let (votes, names) = catalog.votes;
+        self.decide("naming", naming, format!("{votes} of {names} names"));
     }
 
     /// Where it changes with another, if it may be one of a pair of experts; a variant that was chosen leaves no other.

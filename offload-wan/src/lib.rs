@@ -24,6 +24,7 @@
 //! | `layout` | each module's tensors and shapes, once; which modules a family has | reads files |
 //! | `variant` | what is published | |
 //! | `container`, `config`, `hints` | what files, folders and their names say | decides |
+//! | `votes` | whose names most of a checkpoint's are | |
 //! | `catalog` | a file's tensors under canonical names, stacked ones taken apart | checks |
 //! | `detect`, `findings` | what a checkpoint is, and what it lacks | refuses |
 //! | `transformer`, `passes` | blocks, their order, pass kinds, pairs of experts | places blocks |
@@ -68,6 +69,7 @@ mod swap;
 mod synthesize;
 mod transformer;
 mod variant;
+mod votes;
 
 pub use block::WanBlock;
 pub use checkpoint::{BlockSummary, Checkpoint, CheckpointError};

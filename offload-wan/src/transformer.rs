@@ -151,7 +151,15 @@ impl Transformer {
     }
 
     fn add(&mut self, part: Part, list: List, index: u64, tensors: &[Named<'_>]) {
-        let tensors = tensors.iter().map(|tensor| renamed(tensor, &tensor.name));
+        // A stray of another convention may bear the canonical name of a tensor that is there under its own.
+        let is_taken = |stray: &Named<'_>| {
+            let mut known = tensors.iter().filter(|tensor| tensor.known);
+            !stray.known && known.any(|known| known.name == stray.name)
+        };
+        let tensors = tensors.iter().map(|tensor| match is_taken(tensor) {
+            true => renamed(tensor, tensor.file.name()),
+            false => renamed(tensor, &tensor.name),
+        });
         let name = format!("{}.{index}", list.name());
         self.blocks.push(WanBlock::new(name, tensors.collect()));
         self.parts.push(part);

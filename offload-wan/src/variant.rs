@@ -80,6 +80,17 @@ pub(crate) struct Modules {
     pub(crate) reference: bool,
 }
 
+impl Modules {
+    /// Those of that kind that have most.
+    pub(crate) const fn all(marker: Marker) -> Self {
+        Self {
+            marker,
+            image: true,
+            reference: true,
+        }
+    }
+}
+
 /// What a family looks like in a checkpoint.
 #[derive(Debug)]
 pub(crate) struct FamilyEntry {

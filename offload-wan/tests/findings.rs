@@ -239,3 +239,44 @@ fn what_was_decided_says_by_what() {
     );
     assert_ne!(taken.detection().variant, Some(variant));
 }
+
+#[test]
+fn one_name_of_another_convention_is_a_stray_and_decides_nothing() {
+    let strays = [
+        "blocks.0.self_attn.q.scale_weight.old",
+        "blocks.0.attn1.to_q.weight",
+        "blocks.0.scale_shift_table",
+        "condition_embedder.time_proj.weight",
+        "blocks.0.block.norm3.bias",
+        "x_embedder.proj.weight",
+        "final_layer.linear.bias",
+        "blocks.0.attn.qkv.weight",
+        "blocks.0.adaLN_modulation.1.bias",
+        "blocks.0.modulation.1.weight",
+        "blocks.0.self_attn.q.weight",
+        "blocks.0.modulation",
+        "head.modulation",
+    ];
+    for (variant, naming, tensors) in everything() {
+        let sound = open(&tensors);
+        for stray in strays {
+            let stray = format!("model.diffusion_model.{stray}");
+            if tensors.iter().any(|(name, _)| *name == stray) {
+                continue;
+            }
+            let mut with = tensors.clone();
+            // First, where a reader that takes the first hint meets it.
+            with.insert(0, (stray.clone(), vec![8]));
+            let checkpoint = open(&with);
+            let found = checkpoint.detection();
+            assert_eq!(found.naming, Some(naming), "{variant} with {stray}");
+            assert_eq!(found.variant, sound.detection().variant, "{stray}");
+            assert_eq!(
+                checkpoint.findings(),
+                [Finding::Unknown { tensor: stray }],
+                "{variant} {naming}"
+            );
+            assert!(checkpoint.model().is_ok());
+        }
+    }
+}

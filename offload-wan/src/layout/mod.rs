@@ -9,7 +9,7 @@ mod modules;
 use offload_core::swappable::{Role, TensorSpec};
 
 use crate::names::{Convention, List, Place};
-use crate::variant::{Marker, Modules};
+use crate::variant::{FAMILIES, Marker, Modules};
 
 pub(crate) use expected::{Expected, PATCH_LEN, Widths};
 pub(crate) use modules::PATCH_EMBEDDING;
@@ -207,6 +207,23 @@ impl Layout {
         }
         Some(all)
     }
+}
+
+/// Every tensor that some WAN transformer has, or LongCat-Video: block 0 of each list, and all outside.
+pub(crate) fn every_tensor(long_cat: bool) -> Vec<(Place, &'static str)> {
+    let markers = FAMILIES.iter().map(|entry| entry.marker);
+    let layouts = markers
+        .filter(|marker| (*marker == Marker::LongCat) == long_cat)
+        .map(|marker| Layout::new(Modules::all(marker), 1, 1));
+    let all = layouts.flat_map(|layout| {
+        let blocks = layout.lists.iter().flat_map(|list| {
+            let place = Place::Block(list.list, 0);
+            list.tensors(0).map(move |expected| (place, expected.name))
+        });
+        let root = layout.root().map(|expected| (Place::Root, expected.name));
+        blocks.chain(root).collect::<Vec<_>>()
+    });
+    all.collect()
 }
 
 /// A tensor as a file has it.
