@@ -77,7 +77,7 @@ fn main() -> ExitCode {
 fn inspect(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     let checkpoint = Checkpoint::open_all(&arguments.files)?;
     let checkpoint = match arguments.variant {
-        Some(variant) => checkpoint.taken_for(variant),
+        Some(variant) => checkpoint.taken_for(variant)?,
         None => checkpoint,
     };
     let report = Report::new(&checkpoint);

@@ -222,7 +222,7 @@ fn plan(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>>
         (Some(variant), Some(recipe)) => {
             let expert = |seed| -> Result<Checkpoint, Box<dyn Error>> {
                 let spec = SynthesizeSpec::of_variant(variant, recipe, 1, seed)?;
-                Ok(Checkpoint::from_tensors(spec.describe()?)?.taken_for(variant))
+                Ok(Checkpoint::from_tensors(spec.describe()?)?.taken_for(variant)?)
             };
             let low = arguments.pair.then(|| expert(1)).transpose()?;
             (expert(0)?, low)

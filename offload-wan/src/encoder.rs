@@ -136,6 +136,7 @@ impl Encoder {
                     block: format!("layers.{wanted}"),
                     block_count: layers.len() as u64,
                     highest,
+                    expected: highest.saturating_add(1),
                 });
                 break;
             }

@@ -2,6 +2,7 @@
 //!
 //! Findings speak of tensors as the file calls them, or would.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -12,24 +13,36 @@ use serde::Serialize;
 
 use crate::catalog::{Catalog, Named};
 use crate::detect::{self, Detection, PatchEmbedding, Scaling};
-use crate::layout::{Expected, Layout, PATCH_EMBEDDING};
+use crate::layout::{Expected, Layout, ListLayout, PATCH_EMBEDDING};
 use crate::names::{self, List, Naming, Place, SCALED_FLAG};
 use crate::scales;
-use crate::variant::Modules;
+use crate::variant::{Modules, Size, Variant};
 
 /// Something about a checkpoint that is not as its layout has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "finding", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Finding {
-    /// A whole block is missing, before or between others or because the configuration counts more.
+    /// Whole blocks are missing: before or between others, or at the end, where the variant or a configuration counts
+    /// more.
     MissingBlock {
-        /// Its name, such as `blocks.7`.
+        /// The first of them, such as `blocks.7`.
         block: String,
         /// Blocks of the list that are there.
         block_count: u64,
         /// The largest number of a block of the list that is there.
         highest: u64,
+        /// Blocks that there should be.
+        expected: u64,
+    },
+    /// There are more blocks than the variant has that the checkpoint is taken for.
+    ExtraBlock {
+        /// The first of them, such as `blocks.40`.
+        block: String,
+        /// Blocks of the list that are there.
+        block_count: u64,
+        /// Blocks that there should be.
+        expected: u64,
     },
     /// A tensor is missing.
     Missing {
@@ -74,6 +87,7 @@ impl Finding {
     pub fn is_fatal(&self) -> bool {
         match self {
             Self::MissingBlock { .. }
+            | Self::ExtraBlock { .. }
             | Self::Missing { .. }
             | Self::Misshapen { .. }
             | Self::Packed { .. } => true,
@@ -85,7 +99,7 @@ impl Finding {
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
-            Self::MissingBlock { block, .. } => block,
+            Self::MissingBlock { block, .. } | Self::ExtraBlock { block, .. } => block,
             Self::Missing { tensor }
             | Self::Misshapen { tensor, .. }
             | Self::Packed { tensor, .. }
@@ -102,9 +116,18 @@ impl fmt::Display for Finding {
                 block,
                 block_count,
                 highest,
+                expected,
             } => write!(
                 f,
-                "{block} is missing: the checkpoint has {block_count} such blocks, the highest is {highest}"
+                "{block} is missing: the checkpoint has {block_count} of {expected} such blocks, the highest is {highest}"
+            ),
+            Self::ExtraBlock {
+                block,
+                block_count,
+                expected,
+            } => write!(
+                f,
+                "{block} is one too many: the checkpoint has {block_count} such blocks, expected {expected}"
             ),
             Self::Missing { tensor } if tensor.ends_with(PATCH_EMBEDDING) => write!(
                 f,
@@ -141,6 +164,9 @@ impl fmt::Display for Finding {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Findings(pub Vec<Finding>);
 
+/// Scaled widths are multiples of at most this: elements of the longest quant block.
+const ROUNDING: u64 = 256;
+
 /// Findings that a line shows.
 const SHOWN: usize = 5;
 
@@ -159,39 +185,33 @@ impl fmt::Display for Findings {
     }
 }
 
-/// How many blocks of each list the checkpoint should have: as many as the highest number says.
-///
-/// Numbers come from names and may be absurd: they size nothing here, a gap is one finding.
-pub(crate) fn layout_of(catalog: &Catalog<'_>, detection: &Detection, modules: Modules) -> Layout {
-    let fitting = detection.vace_layers.len() as u64;
-    let vace_blocks = catalog.list(List::Vace).count() as u64;
-    Layout::new(modules, detection.block_count, vace_blocks.min(fitting))
-}
-
 /// Everything that is not as the layout has it; nothing when this is no WAN transformer.
 ///
-/// `said_blocks` is the number of main blocks that a configuration says.
+/// `said` is what the caller takes it for: a variant of a size, which it is held to.
 pub(crate) fn findings(
     catalog: &Catalog<'_>,
     detection: &Detection,
     modules: Modules,
-    said_blocks: Option<u64>,
+    said: Option<Variant>,
 ) -> Vec<Finding> {
     if detection.naming.is_none() {
         return Vec::new();
     }
+    let whole = detection.whole;
     let check = Check {
         catalog,
         detection,
-        layout: layout_of(catalog, detection, modules),
+        layout: Layout::new(modules, whole.blocks, whole.vace_blocks),
+        size: said.and_then(Variant::size),
     };
     let mut all = Vec::new();
     for layout in &check.layout.lists {
-        check.blocks(layout.list, said_blocks, &mut all);
+        check.blocks(layout, &mut all);
     }
     let root: Vec<&'static Expected> = check.layout.root().collect();
     check.tensors(Place::Root, &root, &mut all);
     check.channels(modules, &mut all);
+    check.widths(&mut all);
     check.unknown(&mut all);
     all
 }
@@ -210,37 +230,35 @@ struct Check<'c> {
     catalog: &'c Catalog<'c>,
     detection: &'c Detection,
     layout: Layout,
+    /// What the checkpoint is held to, if the caller said so.
+    size: Option<Size>,
 }
 
 impl Check<'_> {
-    fn blocks(&self, list: List, said_blocks: Option<u64>, all: &mut Vec<Finding>) {
-        let Some(layout) = self.layout.list(list) else {
-            return;
-        };
+    fn blocks(&self, layout: &ListLayout, all: &mut Vec<Finding>) {
+        let list = layout.list;
         let there: Vec<u64> = self.catalog.list(list).map(|(index, _)| index).collect();
         let block_count = there.len() as u64;
         let highest = there.last().copied().unwrap_or(0);
         let gap = (0u64..)
             .zip(&there)
             .find_map(|(wanted, index)| (*index != wanted).then_some(wanted));
-        let wanted = match list {
-            // Configurations and published models know of more than numbers show.
-            List::Main => said_blocks.unwrap_or(0).max(1),
-            List::Vace => {
-                let published = self
-                    .detection
-                    .variant
-                    .filter(|variant| variant.size().is_some());
-                published.map_or(1, |variant| variant.vace_count(self.detection.block_count))
-            }
-            List::Injector | List::Fuser => layout.count,
-        };
+        let wanted = layout.count.max(1);
         let short = (block_count < wanted).then_some(block_count);
         if let Some(index) = gap.or(short) {
             all.push(Finding::MissingBlock {
                 block: format!("{}.{index}", list.name()),
                 block_count,
                 highest,
+                expected: wanted.max(highest.saturating_add(1)),
+            });
+        }
+        let extra = there.iter().find(|index| **index >= wanted);
+        if let Some(index) = extra.filter(|_| self.size.is_some()) {
+            all.push(Finding::ExtraBlock {
+                block: format!("{}.{index}", list.name()),
+                block_count,
+                expected: wanted,
             });
         }
         for (index, _) in self.catalog.list(list) {
@@ -331,9 +349,9 @@ impl Check<'_> {
 
     /// What the tensor would be called in the file.
     fn file_name(&self, place: Place, name: &str) -> String {
-        let file = self.catalog.convention.file_name(place, name);
+        let file = self.catalog.style.convention.file_name(place, name);
         let name = file.map_or_else(|| format!("{place}{name}"), |file| file.name);
-        format!("{}{name}", self.catalog.prefix)
+        format!("{}{name}", self.catalog.style.prefix)
     }
 
     /// A patch embedding in the right form but with a number of channels that nobody has.
@@ -354,6 +372,44 @@ impl Check<'_> {
                 known,
             });
         }
+    }
+
+    /// Widths that are neither those of what the checkpoint is taken for, nor both of them divided by one number. Each was
+    /// kept to a multiple of up to [`ROUNDING`] then.
+    fn widths(&self, all: &mut Vec<Finding>) {
+        let (Some(size), Some(variant)) = (self.size, self.detection.variant) else {
+            return;
+        };
+        let (dim, ffn_dim) = (self.detection.dim, self.detection.ffn_dim);
+        // The feed-forward width at so much of the other.
+        let at = |dim: u64| {
+            let scaled = u128::from(size.ffn_dim) * u128::from(dim) / u128::from(size.dim);
+            u64::try_from(scaled).unwrap_or(u64::MAX)
+        };
+        let least = at(dim.saturating_sub(ROUNDING)).saturating_sub(ROUNDING);
+        let most = at(dim.saturating_add(ROUNDING)).saturating_add(ROUNDING);
+        let fits = match dim.cmp(&size.dim) {
+            Ordering::Less => (least..=most).contains(&ffn_dim),
+            Ordering::Equal => ffn_dim == size.ffn_dim,
+            Ordering::Greater => false,
+        };
+        if fits {
+            return;
+        }
+        let name = match self.detection.is_long_cat {
+            true => "ffn.w1.weight",
+            false => "ffn.0.weight",
+        };
+        let first = self.catalog.list(List::Main).next();
+        let index = first.map_or(0, |(index, _)| index);
+        all.push(Finding::Misshapen {
+            tensor: self.file_name(Place::Block(List::Main, index), name),
+            shape: vec![ffn_dim, dim],
+            expected: format!(
+                "[{}, {}] of {variant}, or both divided by one number",
+                size.ffn_dim, size.dim
+            ),
+        });
     }
 
     fn unknown(&self, all: &mut Vec<Finding>) {

@@ -172,6 +172,20 @@ pub struct Size {
     pub ffn_dim: u64,
 }
 
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            block_count,
+            dim,
+            ffn_dim,
+        } = self;
+        write!(
+            f,
+            "{block_count} blocks of width {dim}, feed-forward {ffn_dim}"
+        )
+    }
+}
+
 /// A checkpoint that is known by name, or a family when the size is none that was published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Variant {

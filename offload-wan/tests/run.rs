@@ -386,7 +386,8 @@ fn a_variant_that_was_chosen_and_is_no_pair_is_refused_without_a_boundary() {
     assert!(boundary(&named[0], &open[0], None).is_err());
     let taken = |name: &str| {
         let variant = Variant::from_name(name).expect("is published");
-        open.clone().map(|checkpoint| checkpoint.taken_for(variant))
+        open.clone()
+            .map(|checkpoint| checkpoint.taken_for(variant).expect("may be"))
     };
     let [high, low] = taken("wan2.1-t2v-14b");
     assert!(boundary(&high, &low, None).is_err());

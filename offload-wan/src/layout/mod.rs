@@ -118,10 +118,9 @@ impl Layout {
         if modules.reference {
             root.push(ROOT_REFERENCE);
         }
-        let count_of = |of: List| {
-            (0..block_count)
-                .take_while(move |&index| runs_after(of, index, block_count, 0).is_some())
-        };
+        // By arithmetic: the number may be absurd.
+        let injectors = INJECTED_AFTER.iter().filter(|after| **after < block_count);
+        let fusers = block_count.div_ceil(FUSED_EVERY);
         let mut more = Vec::new();
         match modules.marker {
             Marker::Plain | Marker::LongCat => {}
@@ -136,7 +135,7 @@ impl Layout {
             Marker::Camera => root.push(ROOT_CAMERA),
             Marker::Sound => {
                 root.push(ROOT_SOUND);
-                let count = count_of(List::Injector).count() as u64;
+                let count = injectors.count() as u64;
                 more.push(list(List::Injector, count, every(&[INJECTOR])));
             }
             Marker::Humo => {
@@ -146,8 +145,7 @@ impl Layout {
             Marker::Animate => {
                 root.push(ROOT_ANIMATE);
                 root.extend(MOTION_STAGES);
-                let count = count_of(List::Fuser).count() as u64;
-                more.push(list(List::Fuser, count, every(&[FUSER])));
+                more.push(list(List::Fuser, fusers, every(&[FUSER])));
             }
             Marker::Scail => root.push(ROOT_POSE),
             Marker::Scail2 => root.extend([ROOT_POSE, ROOT_MASK]),
