@@ -87,8 +87,9 @@ impl Checkpoint {
     }
 
     /// Opens several files that together hold one model, GGUF and safetensors in any mixture. A
-    /// `model.safetensors.index.json`, or a folder with one, stands for all its shards; the `config.json` beside it is
-    /// read too.
+    /// `model.safetensors.index.json` stands for all its shards, a folder for the model in it, in shards or in one file.
+    /// The `config.json` beside an index or in a folder is read too; that beside another file is not, as it may be of
+    /// another model.
     ///
     /// # Errors
     /// When one cannot be read or is no container that is known, and when two hold the same tensor.

@@ -645,3 +645,48 @@ fn scales_of_encoders_fit_their_weights_and_texts_are_of_any_length() {
         assert_eq!(shape, scale);
     }
 }
+
+#[test]
+fn the_configuration_of_a_folder_is_read_beside_a_single_file_too() {
+    let dir = TempDir::new().expect("can be made");
+    let folder = dir.path().join("transformer");
+    fs::create_dir(&folder).expect("can be made");
+    let path = folder.join("diffusion_pytorch_model.safetensors");
+    let tensors = Recorded::read("diffusers.wan2.1-vace-14b").tensors();
+    let told = serde_json::to_string(r#"{"vace_layers": [0, 1, 2, 3, 4, 5, 6, 8]}"#);
+    let metadata = format!(r#"{{"config":{}}}"#, told.expect("is text"));
+    support::write_with_metadata(&path, "BF16", &tensors, &metadata);
+    let layers = |path: &std::path::Path| {
+        let checkpoint = Checkpoint::open(path).expect("is sound");
+        checkpoint.detection().vace_layers.clone()
+    };
+    // Without one, what the file says of itself.
+    assert_eq!(layers(&folder), [0, 1, 2, 3, 4, 5, 6, 8]);
+    let config = folder.join("config.json");
+    let text = r#"{"num_layers": 41, "vace_layers": [0, 2, 4, 6, 8, 10, 12, 14]}"#;
+    fs::write(&config, text).expect("can be written");
+    assert_eq!(layers(&folder), [0, 2, 4, 6, 8, 10, 12, 14]);
+    let checkpoint = Checkpoint::open(&folder).expect("is sound");
+    let mut decisions = checkpoint.detection().decided_by.iter();
+    let by = decisions.find(|decision| decision.what == "vace_layers");
+    assert_eq!(by.expect("was decided").by, "config.json");
+    assert_eq!(checkpoint.findings()[0].name(), "blocks.40");
+    // Beside a file that is named itself there may be that of another model.
+    assert_eq!(layers(&path), [0, 1, 2, 3, 4, 5, 6, 8]);
+    // One that cannot be read is no reason to do without.
+    fs::write(&config, "{").expect("can be written");
+    let error = Checkpoint::open(&folder).expect_err("is no configuration");
+    assert!(error.to_string().contains("config.json"), "{error}");
+    fs::remove_file(&path).expect("is there");
+    fs::write(&config, text).expect("can be written");
+    let spec = SynthesizeSpec {
+        family: Family::Vace21,
+        block_count: 40,
+        dim: 128,
+        ffn_dim: 128,
+        recipe: Recipe::Q8_0,
+        ..SynthesizeSpec::default()
+    };
+    synthesize(&spec, folder.join("model.gguf")).expect("can be written");
+    assert_eq!(layers(&folder), [0, 2, 4, 6, 8, 10, 12, 14]);
+}
