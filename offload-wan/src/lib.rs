@@ -78,7 +78,9 @@ pub use container::ContainerError;
 pub use detect::{Decision, Detection, Expert, PatchEmbedding, Scaling};
 pub use findings::{Finding, Findings};
 pub use names::Naming;
-pub use passes::{Evaluates, ExpertChange, Guidance, PassOptions, StepPass, VaceOrder, WanModel};
+pub use passes::{
+    Evaluates, ExpertChange, Guidance, PassOptions, StepPass, Tokens, VaceOrder, WanModel,
+};
 pub use swap::{BlockSwap, MOST_PREFETCH, Recommended, SwapError, Which};
 pub use synthesize::{Recipe, SynthesizeError, SynthesizeSpec, synthesize};
 pub use transformer::{LayoutError, Part};

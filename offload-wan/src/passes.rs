@@ -145,6 +145,17 @@ pub struct WanModel {
     vace: VaceOrder,
 }
 
+/// How many tokens a pass is over. 0 counts nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Tokens {
+    /// Of the video.
+    pub video: u64,
+    /// Of the text.
+    pub text: u64,
+    /// Of the image that is attended to, where one is.
+    pub image: u64,
+}
+
 /// What the change from one expert to the other costs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -388,8 +399,8 @@ impl WanModel {
         if self.kinds.iter().any(is_both) { 2 } else { 1 }
     }
 
-    /// Bytes of the hints that the engine keeps at once in a pass over `tokens` tokens of bf16; 0 unless all VACE blocks
-    /// run first.
+    /// Bytes of the hints that the engine keeps at once in a pass over `tokens` tokens of bf16, in lockstep of both
+    /// evaluations; 0 unless all VACE blocks run first.
     #[must_use]
     pub fn hint_bytes(&self, tokens: u64) -> u64 {
         if self.vace != VaceOrder::AllFirst {
@@ -399,7 +410,25 @@ impl WanModel {
         let is_hint =
             |part: &&(Part, Option<Expert>)| matches!(part.0, Part::Vace(_)) && part.1 == expert;
         let hints = self.parts.iter().filter(is_hint).count() as u64;
+        let evaluations = self.kinds.iter().map(|kind| self.evaluations(kind.kind));
+        let hints = hints.saturating_mul(evaluations.max().unwrap_or(1).into());
         hints.saturating_mul(self.state_bytes(tokens))
+    }
+
+    /// Bytes of what the engine keeps beside its activations: [hints](Self::hint_bytes), and [keys and
+    /// values](Self::cached_bytes) for each prompt.
+    #[must_use]
+    pub fn kept_bytes(&self, tokens: Tokens) -> u64 {
+        let evaluates = self.kinds.iter().flat_map(|kind| &kind.evaluates);
+        let is_two = |evaluates: &Evaluates| *evaluates != Evaluates::Prompt;
+        let prompts = if evaluates.into_iter().any(is_two) {
+            2
+        } else {
+            1
+        };
+        let cached = self.cached_bytes(tokens.text, tokens.image);
+        self.hint_bytes(tokens.video)
+            .saturating_add(cached.saturating_mul(prompts))
     }
 
     /// Bytes of the keys and values that the engine keeps, bf16, for a prompt of `text_tokens` and `image_tokens` of an

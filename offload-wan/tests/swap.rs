@@ -12,8 +12,8 @@ use offload_core::model::{PassKind, Residency};
 use offload_core::plan::{Budget, Form, Plan, Rates, Tier};
 use offload_core::swappable::Swappable;
 use offload_wan::{
-    BlockSwap, Checkpoint, PassOptions, Recipe, SynthesizeSpec, Variant, WanModel, Which,
-    synthesize,
+    BlockSwap, Checkpoint, Guidance, PassOptions, Recipe, SwapError, SynthesizeSpec, Tokens,
+    VaceOrder, Variant, WanModel, Which, synthesize,
 };
 
 fn described(name: &str, recipe: Recipe, scale: u64) -> WanModel {
@@ -529,7 +529,7 @@ fn recommendations_are_the_fewest_blocks_that_fit() {
         );
         for bytes in &arenas {
             let fewest = arenas.iter().position(|arena| arena <= bytes);
-            let recommended = BlockSwap::recommended(&wan, &settings, *bytes, 0);
+            let recommended = BlockSwap::recommended(&wan, &settings, *bytes, 0, Tokens::default());
             let recommended = recommended.expect("can be planned").expect("fits");
             let count = usize::try_from(recommended.options.blocks_to_swap).expect("is small");
             assert_eq!(Some(count), fewest, "{name} in {bytes}");
@@ -550,9 +550,10 @@ fn recommendations_fit_their_cards_with_as_few_blocks_as_will_do() {
         let mut last = u64::MAX;
         for gib in [8u64, 12, 16, 24] {
             let (card, reserve) = (gib << 30, 3 << 30);
-            let recommended = BlockSwap::recommended(&wan, &settings, card, reserve)
-                .expect("can be planned")
-                .expect("fits");
+            let recommended =
+                BlockSwap::recommended(&wan, &settings, card, reserve, Tokens::default())
+                    .expect("can be planned")
+                    .expect("fits");
             assert!(
                 recommended.plan.arena_bytes <= card - reserve,
                 "{name} on {gib} GiB"
@@ -576,6 +577,116 @@ fn recommendations_fit_their_cards_with_as_few_blocks_as_will_do() {
         }
     }
     let wan = described("wan2.1-t2v-14b", Recipe::F32, 1);
-    let none = BlockSwap::recommended(&wan, &Settings::default(), 2 << 30, 1 << 30);
+    let none = BlockSwap::recommended(
+        &wan,
+        &Settings::default(),
+        2 << 30,
+        1 << 30,
+        Tokens::default(),
+    );
     assert!(none.expect("can be planned").is_none());
+}
+
+#[test]
+fn an_embedding_is_fetched_only_where_that_saves_memory() {
+    let of = |recipe, swap: BlockSwap| {
+        let wan = described("wan2.1-t2v-1.3b", recipe, 1);
+        match swap.apply(wan.clone()) {
+            Ok(_) => Ok(plan(&wan, &swap, 0.5).arena_bytes),
+            Err(error) => Err(error),
+        }
+    };
+    let text = BlockSwap {
+        offload_txt_emb: true,
+        ..none()
+    };
+    for recipe in [Recipe::Q4KM, Recipe::BF16, Recipe::F32] {
+        // Alone it would need a window of its own size, and often staging.
+        let Err(SwapError::NoSaving {
+            option,
+            with_bytes,
+            without_bytes,
+        }) = of(recipe, text)
+        else {
+            panic!("{recipe:?} saves");
+        };
+        assert_eq!(option, "offload_txt_emb");
+        assert!(with_bytes >= without_bytes, "{recipe:?}");
+        assert_eq!(of(recipe, none()).expect("is nothing"), without_bytes);
+        // Beside fetched blocks it leaves what it takes: 4096 by 1536 and 1536 by 1536 in bf16.
+        let blocks = BlockSwap {
+            blocks_to_swap: 10,
+            ..none()
+        };
+        let with = BlockSwap {
+            offload_txt_emb: true,
+            ..blocks
+        };
+        let saved = of(recipe, blocks).expect("fits") - of(recipe, with).expect("saves");
+        let matrices = 2 * 1536 * (4096 + 1536);
+        assert!(
+            (matrices..matrices + (64 << 10)).contains(&saved),
+            "{saved}"
+        );
+    }
+    let error = of(Recipe::Q4KM, text).expect_err("costs").to_string();
+    assert!(error.contains("offload_txt_emb saves nothing"), "{error}");
+    assert!(error.contains(" bytes, without it "), "{error}");
+    // A preset is the original's as far as it helps, and what is recommended can be applied.
+    let small = described("wan2.1-t2v-14b", Recipe::Q4KM, 64);
+    let preset = BlockSwap::preset("8gb", &small).expect("is a preset");
+    let applied = preset.apply(small.clone());
+    applied.expect("is what there is to do");
+    let full = BlockSwap::preset("8gb", &described("wan2.1-t2v-1.3b", Recipe::Q4KM, 1));
+    assert!(full.expect("is a preset").offload_txt_emb);
+}
+
+#[test]
+fn recommendations_leave_room_for_what_the_engine_keeps() {
+    let variant = Variant::from_name("wan2.1-vace-14b").expect("is published");
+    let spec = SynthesizeSpec::of_variant(variant, Recipe::Q4KM, 1, 0).expect("has a size");
+    let tensors = spec.describe().expect("widths fit");
+    let checkpoint = Checkpoint::from_tensors(tensors).expect("names are unique");
+    let tokens = Tokens {
+        video: 32_760,
+        text: 512,
+        image: 0,
+    };
+    let settings = Settings::default();
+    let (card, reserve) = (12 << 30, 2 << 30);
+    let recommended = |options: &PassOptions| {
+        let wan = WanModel::new(&checkpoint, options).expect("is whole");
+        let found = BlockSwap::recommended(&wan, &settings, card, reserve, tokens);
+        let found = found.expect("can be planned").expect("fits");
+        assert_eq!(found.kept_bytes, wan.kept_bytes(tokens));
+        assert!(found.plan.arena_bytes + found.kept_bytes <= card - reserve);
+        found
+    };
+    let plain = recommended(&PassOptions::default());
+    assert_eq!(plain.kept_bytes, 0);
+    let hints = recommended(&PassOptions {
+        vace: VaceOrder::AllFirst,
+        ..PassOptions::default()
+    });
+    assert_eq!(hints.kept_bytes, 8 * 32_760 * 5120 * 2);
+    assert!(hints.options.blocks_to_swap > plain.options.blocks_to_swap);
+    let lockstep = recommended(&PassOptions {
+        vace: VaceOrder::AllFirst,
+        guidance: Guidance::Lockstep,
+        ..PassOptions::default()
+    });
+    assert_eq!(lockstep.kept_bytes, 2 * hints.kept_bytes);
+    let cached = |guidance| {
+        recommended(&PassOptions {
+            cache_cross_attention: true,
+            guidance,
+            ..PassOptions::default()
+        })
+        .kept_bytes
+    };
+    // Main blocks and those of VACE attend to the text.
+    let one = (40 + 8) * 512 * 5120 * 2 * 2;
+    assert_eq!(cached(Guidance::Off), one);
+    assert_eq!(cached(Guidance::Separate), 2 * one);
+    assert_eq!(cached(Guidance::Lockstep), 2 * one);
 }
