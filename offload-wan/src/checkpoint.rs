@@ -155,7 +155,10 @@ impl Checkpoint {
             Some(_) => None,
             None => Encoder::detect(&tensors),
         };
-        detection.encoder = encoder.as_ref().map(Encoder::name);
+        if let Some(encoder) = &encoder {
+            detection.encoder = Some(encoder.name());
+            detection.scaling = encoder.scaling(&tensors);
+        }
         Ok(Self {
             files,
             tensors,
@@ -283,10 +286,13 @@ impl Checkpoint {
         blocks.into_values().collect()
     }
 
-    /// Everything that is not as the layout has it, at once: what is missing, misshapen or unknown. Nothing when this is
-    /// no WAN transformer.
+    /// Everything that is not as the layout has it, at once: what is missing, misshapen or unknown; of an encoder what its
+    /// layers do not have in common. Nothing when this is neither.
     #[must_use]
     pub fn findings(&self) -> Vec<Finding> {
+        if let Some(encoder) = &self.encoder {
+            return encoder.findings(&self.tensors);
+        }
         let catalog = Catalog::new(&self.tensors, self.style);
         findings::findings(&catalog, &self.detection, self.modules, self.beside.variant)
     }

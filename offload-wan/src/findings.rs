@@ -6,16 +6,14 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use offload_core::decode::is_scalable;
 use offload_core::encoding::Encoding;
-use offload_core::swappable::TensorSpec;
 use serde::Serialize;
 
 use crate::catalog::{Catalog, Named};
-use crate::detect::{self, Detection, PatchEmbedding, Scaling};
+use crate::detect::{self, Detection, PatchEmbedding};
 use crate::layout::{Expected, Layout, ListLayout, PATCH_EMBEDDING};
 use crate::names::{self, List, Naming, Place, SCALED_FLAG};
-use crate::scales;
+use crate::stored::Stored;
 use crate::variant::{Modules, Size, Variant};
 
 /// Something about a checkpoint that is not as its layout has it.
@@ -65,6 +63,22 @@ pub enum Finding {
         /// Its shape, in bytes.
         shape: Vec<u64>,
     },
+    /// A tensor is not stored as weights are, or not as a tensor beside it says.
+    Misencoded {
+        /// Its name.
+        tensor: String,
+        /// How it is stored.
+        encoding: Encoding,
+        /// How it should be.
+        expected: String,
+    },
+    /// A tensor that says how a weight is stored, and is not understood.
+    Unclear {
+        /// Its name.
+        tensor: String,
+        /// Why.
+        reason: String,
+    },
     /// The number of latent channels is that of no checkpoint with these modules. A fine-tune may have it.
     Unfamiliar {
         /// The patch embedding.
@@ -90,7 +104,9 @@ impl Finding {
             | Self::ExtraBlock { .. }
             | Self::Missing { .. }
             | Self::Misshapen { .. }
-            | Self::Packed { .. } => true,
+            | Self::Packed { .. }
+            | Self::Misencoded { .. }
+            | Self::Unclear { .. } => true,
             Self::Unfamiliar { .. } | Self::Unknown { .. } => false,
         }
     }
@@ -103,6 +119,8 @@ impl Finding {
             Self::Missing { tensor }
             | Self::Misshapen { tensor, .. }
             | Self::Packed { tensor, .. }
+            | Self::Misencoded { tensor, .. }
+            | Self::Unclear { tensor, .. }
             | Self::Unfamiliar { tensor, .. }
             | Self::Unknown { tensor } => tensor,
         }
@@ -147,6 +165,15 @@ impl fmt::Display for Finding {
                 f,
                 "tensor {tensor} has {shape:?} bytes of two 4-bit numbers each (nvfp4), which are not read"
             ),
+            Self::Misencoded {
+                tensor,
+                encoding,
+                expected,
+            } => write!(
+                f,
+                "tensor {tensor} is stored as {encoding}, expected {expected}"
+            ),
+            Self::Unclear { tensor, reason } => write!(f, "tensor {tensor}: {reason}"),
             Self::Unfamiliar {
                 tensor,
                 in_channels,
@@ -216,16 +243,6 @@ pub(crate) fn findings(
     all
 }
 
-/// Whether bytes of `weight`, one of `tensors`, hold two numbers each: a scale of its scales says so.
-fn is_packed(weight: &Named<'_>, tensors: &[Named<'_>]) -> bool {
-    let owner = weight.name.strip_suffix("weight");
-    weight.spec.encoding() == Encoding::U8
-        && owner.is_some_and(|owner| {
-            let scale = format!("{owner}weight_scale_2");
-            tensors.iter().any(|tensor| tensor.name == scale)
-        })
-}
-
 struct Check<'c> {
     catalog: &'c Catalog<'c>,
     detection: &'c Detection,
@@ -275,19 +292,27 @@ impl Check<'_> {
             let found = tensors
                 .iter()
                 .find(|tensor| tensor.known && tensor.name == expected.name);
-            let finding = match found {
-                Some(tensor) if is_packed(tensor, tensors) => Some(Finding::Packed {
-                    tensor: tensor.file.name().to_owned(),
-                    shape: tensor.file.shape().to_vec(),
-                }),
-                Some(tensor) => self.misshapen(expected, tensor),
-                None if expected.constant && !has_constants => None,
-                None => Some(Finding::Missing {
+            let stored = found.map(|tensor| {
+                let beside = |name: &str| {
+                    let mut known = tensors.iter().filter(|tensor| tensor.known);
+                    known.find(|tensor| tensor.name == name)
+                };
+                Stored::new(tensor.file, &tensor.name, |name| {
+                    beside(name).map(|tensor| tensor.file)
+                })
+            });
+            let finding = match (found, &stored) {
+                (Some(tensor), Some(stored)) => stored
+                    .packed()
+                    .or_else(|| self.misshapen(expected, tensor))
+                    .or_else(|| stored.misencoded()),
+                _ if expected.constant && !has_constants => None,
+                _ => Some(Finding::Missing {
                     tensor: self.file_name(place, expected.name),
                 }),
             };
             let is_sound = finding.is_none();
-            let scale = found.and_then(|weight| self.scale(weight, is_sound, tensors));
+            let scale = stored.and_then(|stored| stored.scale(is_sound, self.detection.scaling));
             // Parts of a stacked tensor are missing or misshapen together, and so are their scales.
             for finding in finding.into_iter().chain(scale) {
                 if named.insert(finding.name().to_owned()) {
@@ -305,46 +330,6 @@ impl Check<'_> {
             shape: tensor.file.shape().to_vec(),
             expected,
         })
-    }
-
-    /// What is wrong with the scale of `weight`, one of `tensors`: it is missing, or does not fit a sound weight. As the
-    /// file has both: parts of a stacked weight may fit what the whole does not.
-    fn scale(&self, weight: &Named<'_>, is_sound: bool, tensors: &[Named<'_>]) -> Option<Finding> {
-        let owner = weight.name.strip_suffix("weight")?;
-        if !is_scalable(weight.file.encoding()) {
-            return None;
-        }
-        let name = format!("{owner}weight_scale");
-        let scale = tensors
-            .iter()
-            .find(|tensor| tensor.known && tensor.name == name);
-        match scale {
-            Some(scale) if is_sound => scales::misfit(weight.file, scale.file),
-            None if self.is_scaled(weight.file) => Some(Finding::Missing {
-                tensor: self.scale_name(weight.file.name()),
-            }),
-            _ => None,
-        }
-    }
-
-    /// Whether the numbers of `weight` mean nothing without a scale: integers always, and fp8 matrices where the
-    /// checkpoint has scales or its flag says so. Only matrices are scaled, so that another tensor of fp8 needs none.
-    fn is_scaled(&self, weight: &TensorSpec) -> bool {
-        let has_scales = match self.detection.scaling {
-            Some(Scaling::ScaledFp8 | Scaling::Mixed | Scaling::Int8) => true,
-            Some(Scaling::PlainFp8) | None => false,
-        };
-        weight.encoding() == Encoding::I8 || has_scales && weight.shape().len() == 2
-    }
-
-    /// What the scale of the weight called `weight` in the file would be called there.
-    fn scale_name(&self, weight: &str) -> String {
-        let owner = weight.strip_suffix("_int8").unwrap_or(weight);
-        let owner = owner.strip_suffix("weight").unwrap_or(owner);
-        match self.detection.scaling {
-            Some(Scaling::ScaledFp8) => format!("{owner}scale_weight"),
-            _ => format!("{owner}weight_scale"),
-        }
     }
 
     /// What the tensor would be called in the file.

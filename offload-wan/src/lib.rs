@@ -28,7 +28,7 @@
 //! | `catalog` | a file's tensors under canonical names, stacked ones taken apart | checks |
 //! | `detect`, `findings` | what a checkpoint is, and what it lacks | refuses |
 //! | `transformer`, `passes` | blocks, their order, pass kinds, pairs of experts | places blocks |
-//! | `scales` | weights of few bits and their scales | |
+//! | `scales`, `stored` | weights of few bits and their scales; whether both fit each other | |
 //! | `swap` | the original's options | |
 //! | `encoder` | layers of umT5 and CLIP | |
 //! | `synthesize` | checkpoints with seeded weights | |
@@ -65,6 +65,7 @@ mod layout;
 mod names;
 mod passes;
 mod scales;
+mod stored;
 mod swap;
 mod synthesize;
 mod transformer;
