@@ -219,7 +219,8 @@ impl WanModel {
     /// the variant if none is given.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and when the two are no pair: other tensors, or the same file twice.
+    /// As [`new`](Self::new), and when the two are no pair: other tensors, or a file that both have. Nothing in experts is
+    /// alike but names and shapes, so that a file of both is one that was named in the wrong place.
     pub fn pair(
         high: &Checkpoint,
         low: &Checkpoint,
@@ -583,14 +584,19 @@ fn pair_boundary(
     boundary: Option<f64>,
 ) -> Result<f64, LayoutError> {
     let no_pair = |reason: String| Err(LayoutError::NoPair { reason });
-    let files = file_ids(high);
-    if !files.is_empty() && files == file_ids(low) {
-        let paths: Vec<String> = high
-            .files()
-            .iter()
-            .map(|file| file.path().display().to_string())
-            .collect();
-        return no_pair(format!("{} cannot be both experts", paths.join(", ")));
+    let of_low = file_ids(low);
+    let shared: Vec<String> = (high.files().iter())
+        .filter(|file| of_low.contains(&file_id(file)))
+        .map(|file| file.path().display().to_string())
+        .collect();
+    if !shared.is_empty() {
+        return no_pair(format!(
+            "{} cannot be both experts: {} of {} files for high noise {} for low noise too",
+            shared.join(", "),
+            shared.len(),
+            high.files().len(),
+            if shared.len() == 1 { "is" } else { "are" }
+        ));
     }
     let swapped = (high.detection().expert, low.detection().expert);
     if swapped == (Some(Expert::Low), Some(Expert::High)) {
@@ -668,10 +674,24 @@ fn canonical(file: &SourceFile) -> PathBuf {
 fn alike(high: &Transformer, low: &Transformer) -> Result<(), LayoutError> {
     let no_pair = |reason: String| Err(LayoutError::NoPair { reason });
     if high.parts != low.parts {
+        let names = |of: &Transformer, than: &Transformer| -> String {
+            let own = of.blocks.iter().filter(|block| {
+                let mut others = than.blocks.iter();
+                !others.any(|other| other.name() == block.name())
+            });
+            let own: Vec<&str> = own.map(Swappable::name).collect();
+            match own[..] {
+                [] => "nothing more".to_owned(),
+                [one] => one.to_owned(),
+                [first, .., last] => format!("{first} to {last} ({} of them)", own.len()),
+            }
+        };
         return no_pair(format!(
-            "the experts differ: {} blocks and groups against {}",
+            "the experts differ: {} blocks and groups against {}; only that for high noise has {}, only the other {}",
             high.parts.len(),
-            low.parts.len()
+            low.parts.len(),
+            names(high, low),
+            names(low, high)
         ));
     }
     for (one, other) in high.blocks.iter().zip(&low.blocks) {
@@ -689,9 +709,9 @@ fn alike(high: &Transformer, low: &Transformer) -> Result<(), LayoutError> {
             let found = other.tensors().iter().find(|other| other.name() == name);
             let same = found.is_some_and(|other| other.shape() == tensor.shape());
             if !same {
-                let shape = found.map(|other| other.shape().to_vec());
+                let shape = found.map_or("none".to_owned(), |other| format!("{:?}", other.shape()));
                 return no_pair(format!(
-                    "the experts differ in {}.{name}: shape {:?} against {shape:?}",
+                    "the experts differ in {}.{name}: shape {:?} against {shape}",
                     one.name(),
                     tensor.shape()
                 ));

@@ -352,8 +352,14 @@ impl BlockSwap {
 
     /// What the original says, in its words and order.
     fn log(&self, wan: &WanModel, swapped: &BTreeSet<usize>) {
-        let main = wan.indices(|part| matches!(part, Part::Main(_)));
-        let numbers = |is_swapped: bool| -> Vec<u64> {
+        let experts = [None, Some(Expert::High), Some(Expert::Low)];
+        let experts = experts.into_iter().filter_map(|expert| {
+            let of = |index: &usize| wan.part(*index).1 == expert;
+            let main = wan.indices(|part| matches!(part, Part::Main(_)));
+            let main: Vec<usize> = main.into_iter().filter(of).collect();
+            (!main.is_empty()).then_some((expert, main))
+        });
+        let numbers = |main: &[usize], is_swapped: bool| -> Vec<u64> {
             let chosen = main
                 .iter()
                 .filter(|index| swapped.contains(index) == is_swapped);
@@ -363,11 +369,18 @@ impl BlockSwap {
             });
             parts.collect()
         };
-        let (kept, moved) = (numbers(false), numbers(true));
         tracing::info!("[BlockSwap] Using LAZY LOADING - blocks loaded directly to target device");
-        tracing::info!("[BlockSwap] Total blocks: {}", main.len());
-        tracing::info!("[BlockSwap] Keeping on GPU: {}", ranges(&kept));
-        tracing::info!("[BlockSwap] Offloading to CPU: {}", ranges(&moved));
+        let (mut total, mut kept_count) = (0, 0);
+        for (expert, main) in experts {
+            let (kept, moved) = (numbers(&main, false), numbers(&main, true));
+            // Of a pair each line says of which expert it is.
+            let of = expert.map_or(String::new(), |expert| format!(", {} noise", expert.name()));
+            tracing::info!("[BlockSwap] Total blocks{of}: {}", main.len());
+            tracing::info!("[BlockSwap] Keeping on GPU{of}: {}", ranges(&kept));
+            tracing::info!("[BlockSwap] Offloading to CPU{of}: {}", ranges(&moved));
+            total += main.len();
+            kept_count += kept.len();
+        }
         for (_, group) in self.offloads() {
             tracing::info!("[BlockSwap] Offloaded {group} to CPU");
         }
@@ -376,8 +389,8 @@ impl BlockSwap {
             let moved = vace.iter().filter(|index| swapped.contains(index)).count();
             tracing::info!("[BlockSwap] VACE: {moved}/{} blocks offloaded", vace.len());
         }
-        tracing::info!("[BlockSwap] GPU blocks: {}", kept.len());
-        tracing::info!("[BlockSwap] CPU blocks: {}", moved.len());
+        tracing::info!("[BlockSwap] GPU blocks: {kept_count}");
+        tracing::info!("[BlockSwap] CPU blocks: {}", total - kept_count);
     }
 
     /// Tells through `tracing`, if `block_swap_debug` is set, what each fetched visit of `spans` took: times of the

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use offload_core::cpu::CpuDevice;
-use offload_core::executor::{Costs, DeviceBudget, Offload, Settings};
+use offload_core::executor::{Costs, DeviceBudget, Offload, Settings, Span};
 
 use offload_core::model::{PassKind, Residency};
 use offload_core::plan::{Budget, Form, Plan, Rates, Tier};
@@ -306,34 +306,113 @@ impl tracing::Subscriber for Lines {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
+/// What `act` tells.
+fn told(act: impl FnOnce()) -> Vec<String> {
+    let lines = Lines::default();
+    tracing::subscriber::with_default(lines.clone(), act);
+    let lines = lines.0.lock().expect("no thread panicked");
+    lines.clone()
+}
+
 #[test]
 fn debugging_tells_what_is_done_in_the_originals_words() {
-    let wan = described("longcat-video", Recipe::BF16, 8);
-    let told = |block_swap_debug| {
-        let lines = Lines::default();
-        tracing::subscriber::with_default(lines.clone(), || {
-            let swap = BlockSwap {
-                blocks_to_swap: 20,
-                which: Which::Last,
-                block_swap_debug,
-                ..none()
-            };
+    let of = |wan: &WanModel, swap: BlockSwap| {
+        told(|| {
             swap.apply(wan.clone()).expect("is in range");
-        });
-        let lines = lines.0.lock().expect("no thread panicked");
-        lines.clone()
+        })
     };
-    assert_eq!(told(false), [""; 0]);
-    let lines = told(true);
-    for line in [
-        "[BlockSwap] Total blocks: 48",
-        "[BlockSwap] Keeping on GPU: blocks 0-27",
-        "[BlockSwap] Offloading to CPU: blocks 28-47",
-        "[BlockSwap] GPU blocks: 28",
-        "[BlockSwap] CPU blocks: 20",
-    ] {
-        assert!(lines.iter().any(|told| told == line), "{line} in {lines:?}");
-    }
+    let long_cat = described("longcat-video", Recipe::BF16, 8);
+    let swap = BlockSwap {
+        blocks_to_swap: 20,
+        which: Which::Last,
+        ..none()
+    };
+    assert_eq!(of(&long_cat, swap), [""; 0]);
+    let swap = BlockSwap {
+        block_swap_debug: true,
+        ..swap
+    };
+    let lazy = "[BlockSwap] Using LAZY LOADING - blocks loaded directly to target device";
+    assert_eq!(
+        of(&long_cat, swap),
+        [
+            lazy,
+            "[BlockSwap] Total blocks: 48",
+            "[BlockSwap] Keeping on GPU: blocks 0-27",
+            "[BlockSwap] Offloading to CPU: blocks 28-47",
+            "[BlockSwap] GPU blocks: 28",
+            "[BlockSwap] CPU blocks: 20",
+        ]
+    );
+    // Embeddings and VACE blocks have lines of their own.
+    let checkpoint = checkpoint_of("wan2.1-i2v-14b");
+    let i2v = WanModel::new(&checkpoint, &PassOptions::default()).expect("is whole");
+    let lines = of(
+        &i2v,
+        BlockSwap {
+            offload_txt_emb: true,
+            offload_img_emb: true,
+            ..swap
+        },
+    );
+    assert_eq!(
+        lines[4..6],
+        [
+            "[BlockSwap] Offloaded text_embedding to CPU",
+            "[BlockSwap] Offloaded img_emb to CPU"
+        ]
+    );
+    let vace = described("wan2.1-vace-14b", Recipe::BF16, 8);
+    assert_eq!(of(&vace, swap)[4], "[BlockSwap] VACE: 4/8 blocks offloaded");
+    // A pair has lines for each expert, and sums.
+    let name = "wan2.2-t2v-a14b";
+    let experts = (checkpoint_of(name), checkpoint_of(name));
+    let pair = WanModel::pair(&experts.0, &experts.1, None, &PassOptions::default());
+    assert_eq!(
+        of(&pair.expect("are a pair"), swap),
+        [
+            lazy,
+            "[BlockSwap] Total blocks, high noise: 40",
+            "[BlockSwap] Keeping on GPU, high noise: blocks 0-19",
+            "[BlockSwap] Offloading to CPU, high noise: blocks 20-39",
+            "[BlockSwap] Total blocks, low noise: 40",
+            "[BlockSwap] Keeping on GPU, low noise: blocks 0-19",
+            "[BlockSwap] Offloading to CPU, low noise: blocks 20-39",
+            "[BlockSwap] GPU blocks: 40",
+            "[BlockSwap] CPU blocks: 40",
+        ]
+    );
+}
+
+#[test]
+fn debugging_tells_what_each_fetched_visit_took() {
+    let span = |stage, block: &str, pass, begin_s, end_s| Span {
+        block: block.to_owned(),
+        stage,
+        pass,
+        begin_s,
+        end_s,
+    };
+    let spans = [
+        span("upload", "blocks.1", 0, 0.0, 0.5),
+        span("decode", "blocks.1", 0, 0.5, 0.75),
+        span("compute", "blocks.0", 0, 0.0, 1.0),
+        span("compute", "blocks.1", 0, 1.0, 2.0),
+        span("stall", "blocks.1", 0, 1.0, 1.0625),
+        span("compute", "blocks.1", 1, 3.0, 7.0),
+    ];
+    let swap = BlockSwap {
+        block_swap_debug: true,
+        ..none()
+    };
+    assert_eq!(
+        told(|| swap.log_spans(&spans)),
+        [
+            "[BlockSwap] Block blocks.1 pass 0: transfer_time=0.5000s, decode_time=0.2500s, stall_time=0.0625s, \
+             compute_time=1.0000s"
+        ]
+    );
+    assert_eq!(told(|| none().log_spans(&spans)), [""; 0]);
 }
 
 #[test]
@@ -427,22 +506,29 @@ fn fetched(wan: &WanModel) -> Vec<&str> {
     fetched.map(|(_, block)| block.name()).collect()
 }
 
+/// In bf16, at a sixteenth of its widths.
+fn checkpoint_of(name: &str) -> Checkpoint {
+    let variant = Variant::from_name(name).expect("is published");
+    let spec = SynthesizeSpec::of_variant(variant, Recipe::BF16, 16, 0).expect("has a size");
+    let tensors = spec.describe().expect("widths fit");
+    Checkpoint::from_tensors(tensors).expect("names are unique")
+}
+
 #[test]
 fn in_a_pair_both_experts_blocks_are_swapped() {
-    let checkpoint = |name: &str| {
-        let variant = Variant::from_name(name).expect("is published");
-        let spec = SynthesizeSpec::of_variant(variant, Recipe::BF16, 16, 0).expect("has a size");
-        let tensors = spec.describe().expect("widths fit");
-        Checkpoint::from_tensors(tensors).expect("names are unique")
-    };
     for (name, boundary) in [
         ("wan2.2-i2v-a14b", None),
         ("wan2.2-vace-fun-a14b", None),
         ("wan2.2-animate-14b", Some(0.9)),
     ] {
-        let one = checkpoint(name);
+        let one = checkpoint_of(name);
         let alone = WanModel::new(&one, &PassOptions::default()).expect("is whole");
-        let pair = WanModel::pair(&one, &checkpoint(name), boundary, &PassOptions::default());
+        let pair = WanModel::pair(
+            &one,
+            &checkpoint_of(name),
+            boundary,
+            &PassOptions::default(),
+        );
         let pair = pair.expect("are a pair");
         for which in [Which::Spread, Which::Last] {
             let swap = BlockSwap {
