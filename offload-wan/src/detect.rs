@@ -103,6 +103,14 @@ pub struct Detection {
     pub in_channels: Option<u64>,
     /// Latent channels that come out.
     pub out_channels: Option<u64>,
+    /// Attention heads: as the configuration says, or of 128 numbers each, which all published checkpoints have; `None`
+    /// when the width is none of so many heads.
+    pub heads: Option<u64>,
+    /// Width of the text's embedding that goes in; `None` when nothing tells.
+    pub text_dim: Option<u64>,
+    /// Frames, rows and columns that a latent stands for in the autoencoder of so many channels; `None` when nothing
+    /// tells.
+    pub vae_stride: Option<[u64; 3]>,
     /// Whether blocks attend to an image embedding (WAN 2.1 image to video).
     pub image: bool,
     /// How the patch embedding is stored.
@@ -200,6 +208,9 @@ pub(crate) fn detect(catalog: &Catalog<'_>, beside: &Beside) -> (Detection, Modu
         ffn_dim: 0,
         in_channels: None,
         out_channels: None,
+        heads: None,
+        text_dim: None,
+        vae_stride: None,
         image: false,
         patch_embedding: PatchEmbedding::Missing,
         exact_size: false,
@@ -244,6 +255,7 @@ pub(crate) fn detect(catalog: &Catalog<'_>, beside: &Beside) -> (Detection, Modu
         detection.image = modules.image;
     }
     measure_channels(catalog, modules, &mut detection);
+    measure_for_engines(catalog, beside.said.config.as_ref(), &mut detection);
     name_variant(modules, beside, &mut detection);
     if let Some(variant) = detection.variant {
         modules.reference |= variant.modules().reference;
@@ -454,6 +466,43 @@ fn measure_channels(catalog: &Catalog<'_>, modules: Modules, detection: &mut Det
     let mut found = found.into_iter().flatten();
     detection.out_channels = found.clone().find(known).or_else(|| found.next());
 }
+
+/// What engines need beside the widths.
+fn measure_for_engines(catalog: &Catalog<'_>, config: Option<&Config>, detection: &mut Detection) {
+    let text = catalog.root_tensor("text_embedding.0.weight");
+    detection.text_dim = text.and_then(|text| text.shape().last().copied());
+    detection.vae_stride = match detection.out_channels {
+        Some(16) => Some([4, 8, 8]),
+        Some(48) => Some([4, 16, 16]),
+        _ => None,
+    };
+    let dim = detection.dim;
+    if dim == 0 {
+        return;
+    }
+    let fits = |heads: &u64| *heads > 0 && dim.is_multiple_of(*heads);
+    let said = config.and_then(|config| Some((config.from, config.num_attention_heads?)));
+    let by = match said {
+        Some((from, heads)) if fits(&heads) => {
+            detection.heads = Some(heads);
+            return detection.decide("heads", heads, from);
+        }
+        Some((from, heads)) => format!("; {heads} of {from} do not fit"),
+        None => String::new(),
+    };
+    let heads = Some(dim / HEAD_DIM).filter(|heads| fits(heads) && dim.is_multiple_of(HEAD_DIM));
+    detection.heads = heads;
+    match heads {
+        Some(heads) => detection.decide("heads", heads, format!("{HEAD_DIM} numbers each{by}")),
+        None => {
+            let by = format!("width {dim} is no multiple of {HEAD_DIM}{by}");
+            detection.decide("heads", "unknown", by);
+        }
+    }
+}
+
+/// Numbers of an attention head.
+const HEAD_DIM: u64 = 128;
 
 /// How weights keep their scales.
 fn scaling(catalog: &Catalog<'_>) -> Option<Scaling> {

@@ -41,8 +41,11 @@
 //!   engine would never ask for it; all findings are reported at once.
 //! - Tensors decide before file names do. Names are asked for what tensors cannot tell, and
 //!   [`Detection::decided_by`] says so; what stays open is reported with the older variant first.
-//! - Widths may be scaled: the block count and the channels tell the variant then. A block count that no published
-//!   checkpoint has gives the family's name, such as `wan2.1-t2v`.
+//! - Widths may be scaled: the block count and the channels tell the variant then. With fewer blocks than a published
+//!   checkpoint, but more than half of them, it is one whose last blocks are missing, unless a configuration says that
+//!   it is whole; with another count it is of a size of its own and has the family's name, such as `wan2.1-t2v`.
+//! - A caller who says what a checkpoint is ([`Checkpoint::taken_for`]) is believed and holds it to that: what differs
+//!   is a finding, what is plainly something else is refused.
 //! - HuMo attends to sound in the middle of a block, so what it needs for that is part of the block. Audio injectors and
 //!   fuser blocks run between blocks and are blocks of their own.
 //!
