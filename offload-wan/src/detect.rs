@@ -644,8 +644,8 @@ fn may_be(size: Size, detection: &Detection) -> bool {
 }
 
 /// The block count of a published size of `variants` that the checkpoint has, or from which blocks are missing at the
-/// end: the nearest above. A checkpoint with half of the blocks or fewer, or one that its configuration says is whole,
-/// is one of a size of its own.
+/// end: the nearest above. A checkpoint with half of the blocks or fewer, of widths that are none of the size's, or one
+/// that its configuration says is whole, is one of a size of its own.
 fn nearest(
     variants: impl Iterator<Item = Variant>,
     beside: &Beside,
@@ -653,15 +653,16 @@ fn nearest(
 ) -> Option<u64> {
     let count = detection.block_count;
     let said = beside.said.config.as_ref().and_then(|said| said.num_layers);
-    let is_near = |whole: u64| {
-        count == whole
-            || match said {
-                Some(said) => said == whole && count < whole,
-                None => count < whole && whole < count.saturating_mul(2),
-            }
+    let is_near = |size: &Size| {
+        let whole = size.block_count;
+        let lacks = match said {
+            Some(said) => said == whole && count < whole,
+            None => count < whole && whole < count.saturating_mul(2),
+        };
+        count == whole || lacks && size.scales_to(detection.dim, detection.ffn_dim)
     };
     let sizes = variants.filter_map(Variant::size);
-    let near = sizes.filter(|size| may_be(*size, detection) && is_near(size.block_count));
+    let near = sizes.filter(|size| may_be(*size, detection) && is_near(size));
     near.map(|size| size.block_count).min()
 }
 

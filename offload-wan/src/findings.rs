@@ -2,7 +2,6 @@
 //!
 //! Findings speak of tensors as the file calls them, or would.
 
-use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -191,9 +190,6 @@ impl fmt::Display for Finding {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Findings(pub Vec<Finding>);
 
-/// Scaled widths are multiples of at most this: elements of the longest quant block.
-const ROUNDING: u64 = 256;
-
 /// Findings that a line shows.
 const SHOWN: usize = 5;
 
@@ -359,26 +355,13 @@ impl Check<'_> {
         }
     }
 
-    /// Widths that are neither those of what the checkpoint is taken for, nor both of them divided by one number. Each was
-    /// kept to a multiple of up to [`ROUNDING`] then.
+    /// Widths that are neither those of what the checkpoint is taken for, nor both of them divided by one number.
     fn widths(&self, all: &mut Vec<Finding>) {
         let (Some(size), Some(variant)) = (self.size, self.detection.variant) else {
             return;
         };
         let (dim, ffn_dim) = (self.detection.dim, self.detection.ffn_dim);
-        // The feed-forward width at so much of the other.
-        let at = |dim: u64| {
-            let scaled = u128::from(size.ffn_dim) * u128::from(dim) / u128::from(size.dim);
-            u64::try_from(scaled).unwrap_or(u64::MAX)
-        };
-        let least = at(dim.saturating_sub(ROUNDING)).saturating_sub(ROUNDING);
-        let most = at(dim.saturating_add(ROUNDING)).saturating_add(ROUNDING);
-        let fits = match dim.cmp(&size.dim) {
-            Ordering::Less => (least..=most).contains(&ffn_dim),
-            Ordering::Equal => ffn_dim == size.ffn_dim,
-            Ordering::Greater => false,
-        };
-        if fits {
+        if size.scales_to(dim, ffn_dim) {
             return;
         }
         let name = match self.detection.is_long_cat {

@@ -110,11 +110,12 @@ impl<'t> Stored<'t> {
 /// How the names of weights that are 8-bit integers end.
 const INT8: &str = "weight_int8";
 
-/// The encoding of weights that a format means, by the name that files give it.
+/// The encoding of weights that a format means, by what its name begins with; what follows says what the scales are of,
+/// and their shape is checked.
 const FORMATS: [(&str, Encoding); 3] = [
     ("float8_e4m3fn", Encoding::F8E4M3),
     ("float8_e5m2", Encoding::F8E5M2),
-    ("int8_tensorwise", Encoding::I8),
+    ("int8", Encoding::I8),
 ];
 
 /// The part of a weight's `comfy_quant` that matters here.
@@ -152,7 +153,10 @@ fn contradiction(weight: &TensorSpec, text: &TensorSpec) -> Option<Finding> {
         Err(error) => return unclear(format!("it is no JSON of a format: {error}")),
     };
     let format = said.format?;
-    let known = FORMATS.iter().find(|(name, _)| *name == format);
+    let known = FORMATS.iter().find(|(name, _)| {
+        let rest = format.strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    });
     let Some((_, encoding)) = known else {
         return unclear(format!("format {format:?} is not read"));
     };

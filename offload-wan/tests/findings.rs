@@ -359,6 +359,9 @@ fn a_checkpoint_with_half_of_the_blocks_or_fewer_is_of_a_size_of_its_own() {
         (30, 640, 1728, Some(30)),
         (31, 640, 1728, Some(40)),
         (15, 640, 1728, None),
+        // Widths of no published model.
+        (32, 2048, 8192, None),
+        (39, 1024, 4096, None),
     ] {
         let checkpoint = open(&sized("wan2.1-t2v-14b", count, dim, ffn_dim));
         let variant = checkpoint.detection().variant.expect("is known");

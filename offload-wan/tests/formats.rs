@@ -908,8 +908,18 @@ fn what_a_matrix_is_not_stored_as_is_a_finding() {
         ),
         (
             "float8_e4m3fn\"}",
+            "int4_tensorwi\"}",
+            "comfy_quant: format \"int4_tensorwi\" is not read",
+        ),
+        (
+            "float8_e4m3fn\"}",
             "int8_tensorwi\"}",
-            "comfy_quant: format \"int8_tensorwi\" is not read",
+            "is stored as F8_E4M3, expected I8, as ",
+        ),
+        (
+            "float8_e4m3fn\"}",
+            "float8_e4m3fnuz",
+            "comfy_quant: it is no JSON of a format",
         ),
     ] {
         let found = text(made(Family::T2v21, Recipe::F8Mixed, from, to));
