@@ -131,6 +131,15 @@ impl fmt::Display for Finding {
         match self {
             Self::MissingBlock {
                 block,
+                block_count: 0,
+                expected,
+                ..
+            } => write!(
+                f,
+                "{block} is missing: the checkpoint has none of {expected} such blocks"
+            ),
+            Self::MissingBlock {
+                block,
                 block_count,
                 highest,
                 expected,

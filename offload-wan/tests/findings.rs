@@ -431,6 +431,10 @@ fn what_a_checkpoint_is_taken_for_it_is_held_to() {
     assert_eq!(i2v.len(), 1 + 8 + 40 * 5);
     let vace = taken(&t2v, "wan2.1-vace-14b");
     assert_eq!(vace.len(), 2 + 1, "{vace:?}");
+    assert_eq!(
+        vace[0],
+        "vace_blocks.0 is missing: the checkpoint has none of 8 such blocks"
+    );
     // VACE blocks, as many as it has.
     let vace = sized("wan2.1-vace-14b", 40, 640, 1728);
     let mut lacking = vace.clone();
