@@ -443,6 +443,39 @@ fn metadata_of_a_file_tell_what_tensors_do_not() {
 }
 
 #[test]
+fn a_configuration_says_whether_blocks_are_missing_at_the_end() {
+    let dir = TempDir::new().expect("can be made");
+    let path = dir.path().join("model.safetensors");
+    let mut tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    for index in 20..30 {
+        tensors.retain(|(name, _)| !name.starts_with(&format!("blocks.{index}.")));
+    }
+    let found = |metadata: &str| {
+        support::write_with_metadata(&path, "BF16", &tensors, metadata);
+        let checkpoint = Checkpoint::open(&path).expect("is sound");
+        let variant = checkpoint.detection().variant.expect("is known").name();
+        let findings = checkpoint.findings().into_iter();
+        let missing = findings.map(|finding| match finding {
+            Finding::MissingBlock {
+                block, expected, ..
+            } => (block, expected),
+            other => panic!("{other}"),
+        });
+        (variant, missing.collect::<Vec<_>>())
+    };
+    let said = |count: u64| format!(r#"{{"config":"{{\"num_layers\": {count}}}"}}"#);
+    let missing = |expected| vec![("blocks.20".to_owned(), expected)];
+    // Nothing says so: two thirds of a published model.
+    assert_eq!(found("{}"), ("wan2.1-t2v-1.3b", missing(30)));
+    assert_eq!(found(&said(30)), ("wan2.1-t2v-1.3b", missing(30)));
+    // It is whole, or of another size.
+    assert_eq!(found(&said(20)), ("wan2.1-t2v", vec![]));
+    assert_eq!(found(&said(24)), ("wan2.1-t2v", missing(24)));
+    // Absurd numbers cost nothing.
+    assert_eq!(found(&said(u64::MAX)), ("wan2.1-t2v", missing(u64::MAX)));
+}
+
+#[test]
 fn another_architecture_in_a_gguf_file_is_told_and_decides_nothing() {
     let dir = TempDir::new().expect("can be made");
     let path = dir.path().join("model.gguf");
