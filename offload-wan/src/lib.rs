@@ -21,6 +21,7 @@
 //! | module | holds | never |
 //! |---|---|---|
 //! | `names` | each convention's names, both ways | knows shapes |
+//! | `group` | what stands outside the blocks, in the order of use | |
 //! | `layout` | each module's tensors and shapes, once; which modules a family has | reads files |
 //! | `variant` | what is published | |
 //! | `container`, `config`, `hints` | what files, folders and their names say | decides |
@@ -63,6 +64,7 @@ mod container;
 mod detect;
 mod encoder;
 mod findings;
+mod group;
 mod hints;
 mod layout;
 mod names;
@@ -81,6 +83,7 @@ pub use config::ConfigError;
 pub use container::ContainerError;
 pub use detect::{Decision, Detection, Expert, PatchEmbedding, Scaling};
 pub use findings::{Finding, Findings};
+pub use group::Group;
 pub use names::Naming;
 pub use passes::{
     Evaluates, ExpertChange, Guidance, PassOptions, StepPass, Tokens, VaceOrder, WanModel,

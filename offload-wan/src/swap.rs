@@ -22,6 +22,7 @@ use offload_core::plan::{Budget, Plan, PlanError};
 use serde::{Deserialize, Serialize};
 
 use crate::detect::Expert;
+use crate::group::Group;
 use crate::passes::{Tokens, WanModel};
 use crate::transformer::Part;
 
@@ -246,7 +247,10 @@ impl BlockSwap {
         for (option, part) in self.offloads() {
             let groups = wan.indices(|known| known == Part::Group(part));
             if groups.is_empty() {
-                return Err(SwapError::NoSuchPart { option, part });
+                return Err(SwapError::NoSuchPart {
+                    option,
+                    part: part.name(),
+                });
             }
             swapped.extend(groups);
         }
@@ -254,7 +258,7 @@ impl BlockSwap {
     }
 
     /// The embeddings that are to be fetched: the option, and the group.
-    fn offloads(&self) -> impl Iterator<Item = (&'static str, &'static str)> + use<> {
+    fn offloads(&self) -> impl Iterator<Item = (&'static str, Group)> + use<> {
         let set = [(TXT, self.offload_txt_emb), (IMG, self.offload_img_emb)];
         set.into_iter()
             .filter(|(_, is_set)| *is_set)
@@ -420,8 +424,8 @@ impl BlockSwap {
 }
 
 /// The options that fetch an embedding, and the groups.
-const TXT: (&str, &str) = ("offload_txt_emb", "text_embedding");
-const IMG: (&str, &str) = ("offload_img_emb", "img_emb");
+const TXT: (&str, Group) = ("offload_txt_emb", Group::TextEmbedding);
+const IMG: (&str, Group) = ("offload_img_emb", Group::ImgEmb);
 
 /// The model with the blocks `swapped` fetched at each visit and all others kept.
 fn fetching(wan: &WanModel, swapped: &BTreeSet<usize>) -> Result<Model, SwapError> {
@@ -489,7 +493,7 @@ impl WanModel {
 
     fn has_image_embedding(&self) -> bool {
         !self
-            .indices(|part| part == Part::Group("img_emb"))
+            .indices(|part| part == Part::Group(Group::ImgEmb))
             .is_empty()
     }
 }

@@ -2,11 +2,13 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+
 use offload_core::executor::Settings;
 use offload_core::model::{PassKind, Residency};
 use offload_core::plan::{Budget, Form, Plan};
 use offload_wan::{
-    Checkpoint, Evaluates, Expert, Guidance, LayoutError, Part, PassOptions, Recipe,
+    Checkpoint, Evaluates, Expert, Group, Guidance, LayoutError, Part, PassOptions, Recipe,
     SynthesizeSpec, Tokens, VaceOrder, Variant, WanModel,
 };
 
@@ -231,6 +233,7 @@ fn keys_and_values_that_are_kept_are_brought_in_the_first_step_only() {
 
 #[test]
 fn groups_stay_and_blocks_are_the_planners() {
+    let mut groups = BTreeSet::new();
     for &variant in Variant::ALL {
         let model = wan(variant.name(), &PassOptions::default());
         for index in 0..model.model().blocks().len() {
@@ -242,10 +245,19 @@ fn groups_stay_and_blocks_are_the_planners() {
                 "{variant} {part:?}"
             );
             assert_eq!(expert, None);
+            match part {
+                Part::Group(group) => {
+                    assert_eq!(model.model().blocks()[index].name(), group.name());
+                    groups.insert(group);
+                }
+                part => assert!(part.is_block(), "{variant} {part:?}"),
+            }
         }
         let every_block: Vec<usize> = (0..model.model().blocks().len()).collect();
         assert_eq!(model.model().kinds()[0].visits(), every_block, "{variant}");
     }
+    // Each group is one of some variant.
+    assert!(groups.iter().eq(Group::ALL));
 }
 
 #[test]

@@ -19,35 +19,6 @@ use modules::{
     ROOT_POSE, ROOT_REFERENCE, ROOT_SOUND, ROOT_VACE, VACE, VACE_FIRST,
 };
 
-/// Groups outside the blocks, in the order of use; the last is used after the blocks.
-pub(crate) const GROUPS: &[&str] = &[
-    "patch_embedding",
-    "patch_embedding_pose",
-    "patch_embedding_mask",
-    "pose_patch_embedding",
-    "ref_conv",
-    "control_adapter",
-    "cond_encoder",
-    "trainable_cond_mask",
-    "frame_packer",
-    "casual_audio_encoder",
-    "audio_proj",
-    "motion_encoder",
-    "face_encoder",
-    "text_embedding",
-    "time_embedding",
-    "time_projection",
-    "img_emb",
-    "vace_patch_embedding",
-    "head",
-];
-
-/// Which group the tensor `name` outside the blocks is in.
-pub(crate) fn group_of(name: &str) -> Option<&'static str> {
-    let (root, _) = name.split_once('.')?;
-    GROUPS.iter().copied().find(|known| *known == root)
-}
-
 /// After which main blocks audio injectors run, as far as there are such blocks.
 const INJECTED_AFTER: [u64; 12] = [0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39];
 
