@@ -77,7 +77,7 @@ fn main() -> ExitCode {
 fn inspect(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     let checkpoint = Checkpoint::open_all(&arguments.files)?;
     let checkpoint = match arguments.variant {
-        Some(variant) => checkpoint.taken_for(variant),
+        Some(variant) => checkpoint.taken_for(variant)?,
         None => checkpoint,
     };
     let report = Report::new(&checkpoint);
@@ -88,6 +88,15 @@ fn inspect(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Erro
         report.print(out)?;
     }
     Ok(())
+}
+
+/// What names in files hold may steer a terminal: that is escaped, quotes are not.
+fn printable(text: &str) -> String {
+    let letters = text.chars().map(|letter| match letter {
+        '\'' | '"' => letter.to_string(),
+        _ => letter.escape_debug().to_string(),
+    });
+    letters.collect()
 }
 
 impl<'a> Report<'a> {
@@ -146,7 +155,7 @@ impl<'a> Report<'a> {
             writeln!(out, "\nwidths      {dim}, feed-forward {ffn_dim}")?;
         }
         for decision in &detection.decided_by {
-            let by = decision.by.escape_debug();
+            let by = printable(&decision.by);
             writeln!(
                 out,
                 "decided     {} {}: {by}",
@@ -179,7 +188,7 @@ impl<'a> Report<'a> {
             )?;
         }
         for finding in &self.findings {
-            writeln!(out, "finding     {}", finding.to_string().escape_debug())?;
+            writeln!(out, "finding     {}", printable(&finding.to_string()))?;
         }
         if let Some(problem) = &self.problem {
             writeln!(out, "problem     {problem}")?;

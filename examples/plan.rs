@@ -40,7 +40,7 @@ use offload_core::plan::{Budget, Form, Plan, PlanError, Tier, Verdict};
 use offload_core::source::SourceFile;
 use offload_core::swappable::{Role, Swappable};
 use offload_wan::{
-    BlockSwap, Checkpoint, ExpertChange, Recipe, SynthesizeSpec, Variant, WanModel, Which,
+    BlockSwap, Checkpoint, ExpertChange, Recipe, SynthesizeSpec, Tokens, Variant, WanModel, Which,
 };
 use serde::Serialize;
 use wan::{LowArguments, PassArguments, Subject};
@@ -222,7 +222,7 @@ fn plan(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>>
         (Some(variant), Some(recipe)) => {
             let expert = |seed| -> Result<Checkpoint, Box<dyn Error>> {
                 let spec = SynthesizeSpec::of_variant(variant, recipe, 1, seed)?;
-                Ok(Checkpoint::from_tensors(spec.describe()?)?.taken_for(variant))
+                Ok(Checkpoint::from_tensors(spec.describe()?)?.taken_for(variant)?)
             };
             let low = arguments.pair.then(|| expert(1)).transpose()?;
             (expert(0)?, low)
@@ -259,7 +259,12 @@ fn plan(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>>
             let detection = checkpoint.detection();
             let states = 6 * detection.dim + detection.ffn_dim;
             let activations = 2 * arguments.tokens.saturating_mul(states);
-            recommend(wan, &settings, (1 << 30) + activations)?
+            let tokens = Tokens {
+                video: arguments.tokens,
+                text: TEXT_TOKENS as u64,
+                image: IMAGE_TOKENS,
+            };
+            recommend(wan, &settings, (1 << 30) + activations, tokens)?
         }
         (true, None) => return Err("only a WAN transformer is swapped by number".into()),
     };
@@ -381,9 +386,10 @@ fn recommend(
     wan: &WanModel,
     settings: &Settings,
     reserve_bytes: u64,
+    tokens: Tokens,
 ) -> Result<Vec<Recommendation>, Box<dyn Error>> {
     let of_card = |card_gib: u64| {
-        let found = BlockSwap::recommended(wan, settings, card_gib << 30, reserve_bytes)?;
+        let found = BlockSwap::recommended(wan, settings, card_gib << 30, reserve_bytes, tokens)?;
         let plan = found.as_ref().map(|found| &found.plan);
         Ok(Recommendation {
             card_gib,

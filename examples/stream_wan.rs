@@ -319,7 +319,7 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
     } else {
         let checkpoint = Checkpoint::open_all(&arguments.files)?;
         match arguments.variant {
-            Some(variant) => checkpoint.taken_for(variant),
+            Some(variant) => checkpoint.taken_for(variant)?,
             None => checkpoint,
         }
     };

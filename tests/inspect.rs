@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 
+use offload_core::encoding::Encoding;
 use offload_core::format::gguf::{Gguf, Writer};
 use offload_wan::{Recipe, SynthesizeSpec, synthesize};
 use serde_json::Value;
@@ -42,6 +43,22 @@ fn checkpoint(dir: &TempDir, spec: &SynthesizeSpec) -> PathBuf {
     let path = dir.path().join("model.gguf");
     synthesize(spec, &path).expect("can be written");
     path
+}
+
+#[test]
+fn what_could_steer_a_terminal_is_escaped_and_quotes_are_not() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("small_high.gguf");
+    let extra = dir.path().join("extra.gguf");
+    synthesize(&small(), &path).unwrap();
+    let mut writer = Writer::new();
+    writer.tensor("head.\u{202e}gguf", vec![1], Encoding::F32, vec![0; 4]);
+    writer.write_to(fs::File::create(&extra).unwrap()).unwrap();
+    let output = inspect(&[&path, &extra]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("`high` in the file's name"), "{text}");
+    assert!(text.contains("head.\\u{202e}gguf is unknown"), "{text}");
+    assert!(!text.contains('\u{202e}'), "{text}");
 }
 
 #[test]

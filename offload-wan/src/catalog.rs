@@ -8,6 +8,7 @@ use offload_core::swappable::TensorSpec;
 
 use crate::layout::rows;
 use crate::names::{self, Convention, List, Place, SCALED_FLAG};
+use crate::votes;
 
 /// A tensor under its canonical name within its place.
 #[derive(Debug)]
@@ -22,35 +23,50 @@ pub(crate) struct Named<'a> {
     pub(crate) known: bool,
 }
 
-/// Tensors by part, each part in file order.
-#[derive(Debug)]
-pub(crate) struct Catalog<'a> {
+/// How a checkpoint names its tensors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Style {
     pub(crate) prefix: &'static str,
     /// How many names carry the prefix.
     pub(crate) prefixed: usize,
     pub(crate) convention: &'static Convention,
-    /// A name that told the convention; `None` where nothing speaks against the authors' own.
-    pub(crate) telling: Option<String>,
+    /// How many names the convention has, and of how many.
+    pub(crate) votes: (usize, usize),
+}
+
+impl Style {
+    pub(crate) fn of(tensors: &[TensorSpec]) -> Self {
+        let (prefix, prefixed) = names::common_prefix(tensors.iter().map(TensorSpec::name));
+        let stripped = |spec| names::without_prefix(TensorSpec::name(spec), prefix);
+        let names = tensors.iter().filter_map(stripped);
+        let (convention, votes) = votes::convention(names.clone());
+        Self {
+            prefix,
+            prefixed,
+            convention,
+            votes: (votes, names.count()),
+        }
+    }
+}
+
+/// Tensors by part, each part in file order.
+#[derive(Debug)]
+pub(crate) struct Catalog<'a> {
+    pub(crate) style: Style,
     pub(crate) places: BTreeMap<Place, Vec<Named<'a>>>,
     /// Tensors without the prefix.
     pub(crate) outside: Vec<&'a TensorSpec>,
 }
 
 impl<'a> Catalog<'a> {
-    pub(crate) fn new(tensors: &'a [TensorSpec]) -> Self {
-        let (prefix, prefixed) = names::common_prefix(tensors.iter().map(TensorSpec::name));
-        let stripped = |spec: &'a TensorSpec| names::without_prefix(spec.name(), prefix);
-        let (convention, telling) = names::convention(tensors.iter().filter_map(stripped));
+    pub(crate) fn new(tensors: &'a [TensorSpec], style: Style) -> Self {
         let mut catalog = Self {
-            prefix,
-            prefixed,
-            convention,
-            telling: telling.map(str::to_owned),
+            style,
             places: BTreeMap::new(),
             outside: Vec::new(),
         };
         for spec in tensors {
-            match stripped(spec) {
+            match names::without_prefix(spec.name(), style.prefix) {
                 Some(name) => catalog.add(name, spec),
                 None => catalog.outside.push(spec),
             }
@@ -59,7 +75,7 @@ impl<'a> Catalog<'a> {
     }
 
     fn add(&mut self, name: &str, spec: &'a TensorSpec) {
-        let meaning = self.convention.meaning(name);
+        let meaning = self.style.convention.meaning(name);
         let parts = meaning.names.len();
         let place = self.places.entry(meaning.place).or_default();
         for (nth, name) in meaning.names.into_iter().enumerate() {

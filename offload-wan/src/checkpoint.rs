@@ -8,7 +8,7 @@ use offload_core::model::Model;
 use offload_core::source::{Source, SourceFile};
 use offload_core::swappable::TensorSpec;
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Style};
 use crate::container::{self, ContainerError, Said};
 use crate::detect::{self, Beside, Detection};
 use crate::encoder::Encoder;
@@ -40,6 +40,14 @@ pub enum CheckpointError {
         /// Where the other one is.
         second: String,
     },
+    /// The checkpoint is plainly not what it is to be taken for.
+    #[error("the checkpoint cannot be taken for {variant}: it is {found}")]
+    Contradicted {
+        /// What the caller says.
+        variant: Variant,
+        /// What the checkpoint is, with the numbers of both.
+        found: String,
+    },
 }
 
 /// A numbered block as the names show it, of whatever model.
@@ -62,6 +70,7 @@ pub struct BlockSummary {
 pub struct Checkpoint {
     files: Vec<Arc<SourceFile>>,
     tensors: Vec<TensorSpec>,
+    style: Style,
     beside: Beside,
     detection: Detection,
     modules: Modules,
@@ -78,8 +87,9 @@ impl Checkpoint {
     }
 
     /// Opens several files that together hold one model, GGUF and safetensors in any mixture. A
-    /// `model.safetensors.index.json`, or a folder with one, stands for all its shards; the `config.json` beside it is
-    /// read too.
+    /// `model.safetensors.index.json` stands for all its shards, a folder for the model in it, in shards or in one file.
+    /// The `config.json` beside an index or in a folder is read too; that beside another file is not, as it may be of
+    /// another model.
     ///
     /// # Errors
     /// When one cannot be read or is no container that is known, and when two hold the same tensor.
@@ -139,15 +149,20 @@ impl Checkpoint {
             said,
             variant: None,
         };
-        let (mut detection, modules) = detect::detect(&Catalog::new(&tensors), &beside);
+        let style = Style::of(&tensors);
+        let (mut detection, modules) = detect::detect(&Catalog::new(&tensors, style), &beside);
         let encoder = match detection.naming {
             Some(_) => None,
             None => Encoder::detect(&tensors),
         };
-        detection.encoder = encoder.as_ref().map(Encoder::name);
+        if let Some(encoder) = &encoder {
+            detection.encoder = Some(encoder.name());
+            detection.scaling = encoder.scaling(&tensors);
+        }
         Ok(Self {
             files,
             tensors,
+            style,
             beside,
             detection,
             modules,
@@ -155,22 +170,31 @@ impl Checkpoint {
         })
     }
 
-    /// The same checkpoint taken for `variant`, whatever tensors and names say: what the variant has and the checkpoint
-    /// has not are [`findings`](Self::findings). Of no effect on what is no WAN transformer.
-    #[must_use]
-    pub fn taken_for(self, variant: Variant) -> Self {
-        let beside = Beside {
-            variant: Some(variant),
-            ..self.beside
+    /// The same checkpoint taken for `variant`, where neither tensors nor file names tell. It is held to it: blocks,
+    /// widths (or all of them divided by one number), tensors and shapes that differ are [`findings`](Self::findings).
+    ///
+    /// # Errors
+    /// When it is plainly something else: no WAN transformer, the other kind of transformer, or of the block count or the
+    /// widths of another published size.
+    pub fn taken_for(self, variant: Variant) -> Result<Self, CheckpointError> {
+        let catalog = Catalog::new(&self.tensors, self.style);
+        let beside = |variant| Beside {
+            variant,
+            ..self.beside.clone()
         };
-        let (mut detection, modules) = detect::detect(&Catalog::new(&self.tensors), &beside);
-        detection.encoder = self.detection.encoder;
-        Self {
+        let (mut plain, _) = detect::detect(&catalog, &beside(None));
+        plain.encoder = self.detection.encoder;
+        if let Some(found) = plain.contradicts(variant) {
+            return Err(CheckpointError::Contradicted { variant, found });
+        }
+        let beside = beside(Some(variant));
+        let (detection, modules) = detect::detect(&catalog, &beside);
+        Ok(Self {
             beside,
             detection,
             modules,
             ..self
-        }
+        })
     }
 
     /// The open files.
@@ -224,7 +248,7 @@ impl Checkpoint {
         if self.detection.naming.is_none() {
             return self.other_blocks();
         }
-        let catalog = Catalog::new(&self.tensors);
+        let catalog = Catalog::new(&self.tensors, self.style);
         let lists = [List::Main, List::Vace, List::Injector, List::Fuser];
         let blocks = lists.into_iter().flat_map(|list| {
             catalog.list(list).map(move |(index, tensors)| {
@@ -262,20 +286,22 @@ impl Checkpoint {
         blocks.into_values().collect()
     }
 
-    /// Everything that is not as the layout has it, at once: what is missing, misshapen or unknown. Nothing when this is
-    /// no WAN transformer.
+    /// Everything that is not as the layout has it, at once: what is missing, misshapen or unknown; of an encoder what its
+    /// layers do not have in common. Nothing when this is neither.
     #[must_use]
     pub fn findings(&self) -> Vec<Finding> {
-        let config = self.beside.said.config.as_ref();
-        let said_blocks = config.and_then(|config| config.num_layers);
-        let catalog = Catalog::new(&self.tensors);
-        findings::findings(&catalog, &self.detection, self.modules, said_blocks)
+        if let Some(encoder) = &self.encoder {
+            return encoder.findings(&self.tensors);
+        }
+        let catalog = Catalog::new(&self.tensors, self.style);
+        findings::findings(&catalog, &self.detection, self.modules, self.beside.variant)
     }
 
     /// The names of tensors that no such transformer has.
     ///
     /// Those under the model's prefix stay in the block that their name says, or make the block `other`; those without
-    /// it belong to other models in the same file and are left out of [`model`](Self::model).
+    /// it belong to other models in the same file and are left out of [`model`](Self::model). One that bears the
+    /// canonical name of another tensor of its block keeps the name that it has in the file.
     #[must_use]
     pub fn unknown(&self) -> Vec<String> {
         let findings = self.findings().into_iter();
@@ -290,7 +316,7 @@ impl Checkpoint {
     /// The names in the file of tensors that belong to a weight, such as its scale, with the weight's.
     #[must_use]
     pub fn attached(&self) -> Vec<(String, String)> {
-        let catalog = Catalog::new(&self.tensors);
+        let catalog = Catalog::new(&self.tensors, self.style);
         let mut all = Vec::new();
         for tensors in catalog.places.values() {
             for tensor in tensors {
@@ -332,7 +358,7 @@ impl Checkpoint {
     }
 
     pub(crate) fn transformer(&self) -> Result<Transformer, LayoutError> {
-        let catalog = Catalog::new(&self.tensors);
+        let catalog = Catalog::new(&self.tensors, self.style);
         Transformer::new(
             &catalog,
             &self.detection,

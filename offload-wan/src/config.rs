@@ -43,6 +43,9 @@ pub(crate) struct Config {
     /// After which of them VACE's run.
     #[serde(default)]
     pub(crate) vace_layers: Option<Vec<u64>>,
+    /// Attention heads.
+    #[serde(default)]
+    pub(crate) num_attention_heads: Option<u64>,
     /// Where it stands.
     #[serde(skip)]
     pub(crate) from: &'static str,

@@ -42,7 +42,7 @@ pub enum ContainerError {
     /// The file begins like a safetensors file, or like an index of such files, but is none that can be read.
     #[error(transparent)]
     Safetensors(#[from] SafetensorsError),
-    /// The `config.json` beside an index is there but cannot be read.
+    /// The `config.json` in a folder or beside an index is there but cannot be read.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A folder does not hold a model, or more than one.
@@ -71,7 +71,8 @@ pub(crate) struct Container {
 /// What is said of the model beside its tensors.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Said {
-    /// By the folder, which is asked only where a file stands for one, or else by the file's metadata.
+    /// By the folder, which is asked only if it was named or an index in it was, or else by the file's metadata: beside
+    /// a file among others it may be of another model.
     pub(crate) config: Option<Config>,
     /// Why what the metadata say could not be read. They are free text, so that is no error.
     pub(crate) unread: Option<String>,
@@ -104,7 +105,13 @@ const IN_FOLDER: &str = "*.safetensors.index.json, or one *.safetensors or *.ggu
 
 pub(crate) fn open(path: &Path) -> Result<Container, ContainerError> {
     if path.is_dir() {
-        return open(&in_folder(path)?);
+        let container = open(&in_folder(path)?)?;
+        let config = Config::of_folder(path)?;
+        let said = Said {
+            config: config.or(container.said.config),
+            ..container.said
+        };
+        return Ok(Container { said, ..container });
     }
     let file = SourceFile::open(path)?;
     let len = usize::try_from(file.len().min(MAGIC_LEN)).expect("nine fits");

@@ -13,7 +13,7 @@ use crate::container::Said;
 use crate::hints::Hints;
 use crate::layout::{self, PATCH_EMBEDDING, PATCH_LEN, Widths};
 use crate::names::{ATTACHED, List, Naming, SCALED_FLAG};
-use crate::variant::{FAMILIES, FamilyEntry, Marker, Modules, Variant};
+use crate::variant::{FAMILIES, Family, FamilyEntry, Marker, Modules, Size, Variant};
 
 /// How the patch embedding's weight is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -103,6 +103,14 @@ pub struct Detection {
     pub in_channels: Option<u64>,
     /// Latent channels that come out.
     pub out_channels: Option<u64>,
+    /// Attention heads: as the configuration says, or of 128 numbers each, which all published checkpoints have; `None`
+    /// when the width is none of so many heads.
+    pub heads: Option<u64>,
+    /// Width of the text's embedding that goes in; `None` when nothing tells.
+    pub text_dim: Option<u64>,
+    /// Frames, rows and columns that a latent stands for in the autoencoder of so many channels; `None` when nothing
+    /// tells.
+    pub vae_stride: Option<[u64; 3]>,
     /// Whether blocks attend to an image embedding (WAN 2.1 image to video).
     pub image: bool,
     /// How the patch embedding is stored.
@@ -122,6 +130,19 @@ pub struct Detection {
     /// Whether the file's name or the caller chose the variant among those that the tensors may be.
     #[serde(skip)]
     pub(crate) chosen: bool,
+    /// Blocks that a whole checkpoint of its kind has.
+    #[serde(skip)]
+    pub(crate) whole: Whole,
+    /// Whether it is LongCat-Video.
+    #[serde(skip)]
+    pub(crate) is_long_cat: bool,
+}
+
+/// How many blocks of a list a whole checkpoint has: more than are there if some are missing at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Whole {
+    pub(crate) blocks: u64,
+    pub(crate) vace_blocks: u64,
 }
 
 /// What GGUF files of the public converters say they are of; others leave it out or have a word of their own.
@@ -168,9 +189,9 @@ pub(crate) fn detect(catalog: &Catalog<'_>, beside: &Beside) -> (Detection, Modu
         "ffn.w3.weight",
     ];
     let is_long_cat =
-        catalog.convention.long_cat && signs.iter().filter(|sign| has(sign)).count() >= 2;
+        catalog.style.convention.long_cat && signs.iter().filter(|sign| has(sign)).count() >= 2;
     let in_blocks = [has("cross_attn.norm_k.weight"), has("modulation")];
-    let is_wan = !catalog.convention.long_cat
+    let is_wan = !catalog.style.convention.long_cat
         && (catalog.has_module("head.modulation")
             || in_blocks == [true, true]
             || catalog.has_module("time_projection") && in_blocks.contains(&true));
@@ -178,8 +199,8 @@ pub(crate) fn detect(catalog: &Catalog<'_>, beside: &Beside) -> (Detection, Modu
     let mut detection = Detection {
         variant: None,
         alternatives: Vec::new(),
-        naming: (is_wan || is_long_cat).then_some(catalog.convention.naming),
-        prefix: catalog.prefix,
+        naming: (is_wan || is_long_cat).then_some(catalog.style.convention.naming),
+        prefix: catalog.style.prefix,
         block_count: count(List::Main),
         vace_block_count: count(List::Vace),
         vace_layers: Vec::new(),
@@ -187,6 +208,9 @@ pub(crate) fn detect(catalog: &Catalog<'_>, beside: &Beside) -> (Detection, Modu
         ffn_dim: 0,
         in_channels: None,
         out_channels: None,
+        heads: None,
+        text_dim: None,
+        vae_stride: None,
         image: false,
         patch_embedding: PatchEmbedding::Missing,
         exact_size: false,
@@ -196,6 +220,8 @@ pub(crate) fn detect(catalog: &Catalog<'_>, beside: &Beside) -> (Detection, Modu
         encoder: None,
         decided_by: Vec::new(),
         chosen: false,
+        whole: Whole::default(),
+        is_long_cat,
     };
     let mut modules = Modules {
         marker: Marker::Plain,
@@ -229,10 +255,12 @@ pub(crate) fn detect(catalog: &Catalog<'_>, beside: &Beside) -> (Detection, Modu
         detection.image = modules.image;
     }
     measure_channels(catalog, modules, &mut detection);
+    measure_for_engines(catalog, beside.said.config.as_ref(), &mut detection);
     name_variant(modules, beside, &mut detection);
     if let Some(variant) = detection.variant {
         modules.reference |= variant.modules().reference;
     }
+    detection.whole = whole(catalog, modules, beside, &detection);
     detection.vace_layers = vace_layers(&mut detection, modules, beside.said.config.as_ref());
     if let Some(reason) = &beside.said.unread {
         let by = format!("config in the file's metadata is none: {reason}");
@@ -251,15 +279,13 @@ impl Detection {
     }
 
     fn note_names(&mut self, catalog: &Catalog<'_>) {
-        if !catalog.prefix.is_empty() {
-            let by = format!("{} names begin with it", catalog.prefixed);
-            self.decide("prefix", catalog.prefix, by);
+        if !catalog.style.prefix.is_empty() {
+            let by = format!("{} names begin with it", catalog.style.prefixed);
+            self.decide("prefix", catalog.style.prefix, by);
         }
-        let naming = catalog.convention.naming;
-        match &catalog.telling {
-            Some(name) => self.decide("naming", naming, format!("tensor {name}")),
-            None => self.decide("naming", naming, "no tensor has another convention's name"),
-        }
+        let naming = catalog.style.convention.naming;
+        let (votes, names) = catalog.style.votes;
+        self.decide("naming", naming, format!("{votes} of {names} names"));
     }
 
     /// Where it changes with another, if it may be one of a pair of experts; a variant that was chosen leaves no other.
@@ -277,8 +303,46 @@ impl Detection {
             ffn_dim: self.ffn_dim,
             in_channels: known.map(|(channels, _)| channels).or(self.in_channels),
             out_channels: known.map(|(_, channels)| channels).or(self.out_channels),
-            published: self.exact_size,
+            published: self
+                .variant
+                .and_then(Variant::size)
+                .is_some_and(|size| self.has_widths_of(size)),
         }
+    }
+
+    fn has_widths_of(&self, size: Size) -> bool {
+        (size.dim, size.ffn_dim) == (self.dim, self.ffn_dim)
+    }
+
+    /// Why it is plainly not `said`: it is of the other kind of transformer, or of a size that is another's. What else
+    /// differs are findings.
+    pub(crate) fn contradicts(&self, said: Variant) -> Option<String> {
+        let Some(naming) = self.naming else {
+            return Some(match self.encoder {
+                Some(encoder) => format!("the encoder {encoder}"),
+                None => "no WAN transformer".to_owned(),
+            });
+        };
+        let is_long_cat = |family| family == Family::LongCat;
+        let name = self.variant.map_or("a WAN transformer", Variant::name);
+        if is_long_cat(said.family()) != self.is_long_cat {
+            return Some(format!("{name} by its {naming} names"));
+        }
+        let size = said.size()?;
+        let sizes = Variant::ALL.iter().filter_map(|variant| variant.size());
+        let mut others = sizes.filter(|other| *other != size);
+        let has_widths = others.any(|other| self.has_widths_of(other)) && !self.has_widths_of(size);
+        let own = self.variant.and_then(Variant::size);
+        let has_count = own.is_some_and(|own| own.block_count == self.block_count)
+            && self.block_count != size.block_count;
+        (has_widths || has_count).then(|| {
+            let own = Size {
+                block_count: self.block_count,
+                dim: self.dim,
+                ffn_dim: self.ffn_dim,
+            };
+            format!("{name} of {own}, where {said} has {size}")
+        })
     }
 }
 
@@ -403,6 +467,43 @@ fn measure_channels(catalog: &Catalog<'_>, modules: Modules, detection: &mut Det
     detection.out_channels = found.clone().find(known).or_else(|| found.next());
 }
 
+/// What engines need beside the widths.
+fn measure_for_engines(catalog: &Catalog<'_>, config: Option<&Config>, detection: &mut Detection) {
+    let text = catalog.root_tensor("text_embedding.0.weight");
+    detection.text_dim = text.and_then(|text| text.shape().last().copied());
+    detection.vae_stride = match detection.out_channels {
+        Some(16) => Some([4, 8, 8]),
+        Some(48) => Some([4, 16, 16]),
+        _ => None,
+    };
+    let dim = detection.dim;
+    if dim == 0 {
+        return;
+    }
+    let fits = |heads: &u64| *heads > 0 && dim.is_multiple_of(*heads);
+    let said = config.and_then(|config| Some((config.from, config.num_attention_heads?)));
+    let by = match said {
+        Some((from, heads)) if fits(&heads) => {
+            detection.heads = Some(heads);
+            return detection.decide("heads", heads, from);
+        }
+        Some((from, heads)) => format!("; {heads} of {from} do not fit"),
+        None => String::new(),
+    };
+    let heads = Some(dim / HEAD_DIM).filter(|heads| fits(heads) && dim.is_multiple_of(HEAD_DIM));
+    detection.heads = heads;
+    match heads {
+        Some(heads) => detection.decide("heads", heads, format!("{HEAD_DIM} numbers each{by}")),
+        None => {
+            let by = format!("width {dim} is no multiple of {HEAD_DIM}{by}");
+            detection.decide("heads", "unknown", by);
+        }
+    }
+}
+
+/// Numbers of an attention head.
+const HEAD_DIM: u64 = 128;
+
 /// How weights keep their scales.
 fn scaling(catalog: &Catalog<'_>) -> Option<Scaling> {
     let tensors = || catalog.places.values().flatten();
@@ -458,22 +559,19 @@ pub(crate) fn known_channels(modules: Modules) -> Vec<u64> {
     known
 }
 
-/// Fills in the variant: families by module and channels, sizes by block count and width, then hints.
+/// Fills in the variant: families by module and channels, sizes by widths and block count, then hints.
 ///
 /// A width below the published one is a checkpoint with scaled widths: the block count tells its size.
 fn name_variant(modules: Modules, beside: &Beside, detection: &mut Detection) {
     let families = families(modules, detection);
-    let mut variants: Vec<Variant> = Variant::ALL
-        .iter()
-        .copied()
-        .filter(|variant| {
-            families
-                .iter()
-                .any(|entry| entry.family == variant.family())
-                && variant.size().is_some_and(|size| {
-                    size.block_count == detection.block_count && detection.dim <= size.dim
-                })
-        })
+    let of_families = Variant::ALL.iter().copied().filter(|variant| {
+        let of = |entry: &&FamilyEntry| entry.family == variant.family();
+        families.iter().any(of)
+    });
+    let size = nearest(of_families.clone(), beside, detection);
+    let mut variants: Vec<Variant> = of_families
+        .filter(|variant| size.is_some() && variant.size().map(|size| size.block_count) == size)
+        .filter(|variant| variant.size().is_some_and(|size| may_be(size, detection)))
         .collect();
     if variants.is_empty() {
         variants = families
@@ -482,9 +580,13 @@ fn name_variant(modules: Modules, beside: &Beside, detection: &mut Detection) {
             .collect();
     }
     let (channels, blocks) = (detection.in_channels, detection.block_count);
+    let blocks = match size {
+        Some(whole) if whole != blocks => format!("{blocks} of {whole} blocks"),
+        _ => format!("{blocks} blocks"),
+    };
     let shapes = match channels {
-        Some(channels) => format!("{channels} channels in, {blocks} blocks"),
-        None => format!("{blocks} blocks"),
+        Some(channels) => format!("{channels} channels in, {blocks}"),
+        None => blocks,
     };
     let hinted = beside.hints.pick(&variants);
     detection.chosen = beside.variant.is_some() || hinted.is_some();
@@ -510,8 +612,9 @@ fn name_variant(modules: Modules, beside: &Beside, detection: &mut Detection) {
     detection.variant = variants.next();
     detection.alternatives = variants.collect();
     let size = detection.variant.and_then(Variant::size);
-    detection.exact_size =
-        size.is_some_and(|size| size.dim == detection.dim && size.ffn_dim == detection.ffn_dim);
+    detection.exact_size = size.is_some_and(|size| {
+        size.block_count == detection.block_count && detection.has_widths_of(size)
+    });
     if let Some((expert, hint)) = beside.hints.expert {
         detection.expert = Some(expert);
         detection.decide(
@@ -530,12 +633,85 @@ fn name_variant(modules: Modules, beside: &Beside, detection: &mut Detection) {
     }
 }
 
+/// Whether widths allow the size: they are its own, or smaller and no other's.
+fn may_be(size: Size, detection: &Detection) -> bool {
+    let sizes = Variant::ALL.iter().filter_map(|variant| variant.size());
+    let mut published = sizes.filter(|size| detection.has_widths_of(*size));
+    match published.next() {
+        Some(own) => own.dim == size.dim,
+        None => detection.dim <= size.dim,
+    }
+}
+
+/// The block count of a published size of `variants` that the checkpoint has, or from which blocks are missing at the
+/// end: the nearest above. A checkpoint with half of the blocks or fewer, of widths that are none of the size's, or one
+/// that its configuration says is whole, is one of a size of its own.
+fn nearest(
+    variants: impl Iterator<Item = Variant>,
+    beside: &Beside,
+    detection: &Detection,
+) -> Option<u64> {
+    let count = detection.block_count;
+    let said = beside.said.config.as_ref().and_then(|said| said.num_layers);
+    let is_near = |size: &Size| {
+        let whole = size.block_count;
+        let lacks = match said {
+            Some(said) => said == whole && count < whole,
+            None => count < whole && whole < count.saturating_mul(2),
+        };
+        count == whole || lacks && size.scales_to(detection.dim, detection.ffn_dim)
+    };
+    let sizes = variants.filter_map(Variant::size);
+    let near = sizes.filter(|size| may_be(*size, detection) && is_near(size));
+    near.map(|size| size.block_count).min()
+}
+
+/// How many blocks it should have: as many as the variant, as the configuration or as the numbers say.
+///
+/// Numbers come from names and configurations and may be absurd: nothing is sized by them.
+fn whole(catalog: &Catalog<'_>, modules: Modules, beside: &Beside, detection: &Detection) -> Whole {
+    let config = beside.said.config.as_ref();
+    let size = detection.variant.and_then(Variant::size);
+    let blocks = size.map_or(detection.block_count, |size| size.block_count);
+    let said = config.and_then(|config| config.num_layers);
+    let said = said.filter(|_| beside.variant.is_none()).unwrap_or(0);
+    let blocks = blocks.max(said);
+    if modules.marker != Marker::Vace {
+        return Whole {
+            blocks,
+            vace_blocks: 0,
+        };
+    }
+    let published = detection.variant.zip(size);
+    let published = published.map(|(variant, size)| variant.vace_count(size.block_count));
+    let said = config.and_then(|config| Some(config.vace_layers.as_ref()?.len() as u64));
+    let highest = catalog
+        .list(List::Vace)
+        .last()
+        .map_or(0, |(index, _)| index);
+    let shown = highest.saturating_add(1).min(detection.block_count);
+    let vace_blocks = match (beside.variant, published) {
+        (Some(_), Some(published)) => published,
+        (_, published) => published
+            .max(said)
+            .unwrap_or(shown)
+            .max(detection.vace_block_count),
+    };
+    Whole {
+        blocks,
+        vace_blocks: vace_blocks.max(1),
+    }
+}
+
 /// After which main blocks those of VACE run: as the configuration says, or as the authors spread them.
 fn vace_layers(detection: &mut Detection, modules: Modules, config: Option<&Config>) -> Vec<u64> {
     if modules.marker != Marker::Vace {
         return Vec::new();
     }
-    let (blocks, count) = (detection.block_count, detection.vace_block_count);
+    let Whole {
+        blocks,
+        vace_blocks: count,
+    } = detection.whole;
     let said = config.and_then(|config| Some((config.from, config.vace_layers.as_ref()?)));
     let fits = |layers: &[u64]| {
         layers.len() as u64 == count

@@ -6,16 +6,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use offload_core::decode::is_scalable;
 use offload_core::model::{Model, Residency};
 use offload_core::swappable::{Swappable, TensorSpec};
 
 use crate::block::WanBlock;
 use crate::checkpoint::BlockSummary;
+use crate::detect::Scaling;
 use crate::findings::{Finding, Findings};
 use crate::layout::role_by_name;
-use crate::names::{attached_to, canonical_leaf};
-use crate::scales;
+use crate::names::{SCALED_FLAG, attached_to, canonical_leaf};
+use crate::stored::Stored;
 use crate::transformer::LayoutError;
 
 /// How a kind of file calls an encoder's layers.
@@ -123,19 +123,64 @@ impl Encoder {
             .collect()
     }
 
-    /// What a layer lacks that the first has, or has in another shape, and scales that fit no weight.
-    fn findings(&self, layers: &BTreeMap<u64, Vec<(&str, &TensorSpec)>>) -> Vec<Finding> {
+    /// How weights keep their scales; in an encoder's words, which has no layout to compare with.
+    pub(crate) fn scaling(&self, tensors: &[TensorSpec]) -> Option<Scaling> {
+        let names = || {
+            let own = tensors.iter().map(TensorSpec::name);
+            own.filter_map(|name| match self.place(name) {
+                Place::Layer(_, rest) | Place::Root(rest) => Some(rest),
+                // The flag of the whole file may stand without what stands before all names.
+                Place::Outside => (name == SCALED_FLAG).then_some(name),
+            })
+        };
+        let has = |leaf: &str| names().any(|name| name.rsplit('.').next() == Some(leaf));
+        if has(SCALED_FLAG) || has("scale_weight") {
+            Some(Scaling::ScaledFp8)
+        } else if has("weight_int8") {
+            Some(Scaling::Int8)
+        } else if names().any(is_attached) {
+            Some(Scaling::Mixed)
+        } else {
+            None
+        }
+    }
+
+    /// What is wrong with weights of one part and with what lies beside them.
+    fn stored(part: &[(&str, &TensorSpec)], scaling: Option<Scaling>) -> Vec<Finding> {
+        let part: Vec<(String, &TensorSpec)> = part
+            .iter()
+            .map(|(name, tensor)| (canonical_leaf(name), *tensor))
+            .collect();
+        let beside = |wanted: &str| {
+            let found = part.iter().find(|(name, _)| name == wanted);
+            found.map(|(_, tensor)| *tensor)
+        };
+        let weights = part.iter().filter(|(name, _)| name.ends_with(".weight"));
+        let findings = weights.flat_map(|(name, tensor)| {
+            let stored = Stored::new(tensor, name, beside);
+            let finding = stored.packed().or_else(|| stored.misencoded());
+            let scale = stored.scale(finding.is_none(), scaling);
+            finding.into_iter().chain(scale)
+        });
+        findings.collect()
+    }
+
+    /// What a layer lacks that the first has, or has in another shape, and in all of the encoder weights that cannot be
+    /// decoded or whose scales are missing or do not fit.
+    pub(crate) fn findings(&self, tensors: &[TensorSpec]) -> Vec<Finding> {
+        let (layers, scaling) = (self.layers(tensors), self.scaling(tensors));
         let mut all = Vec::new();
         let highest = layers.keys().next_back().copied().unwrap_or(0);
         let Some((_, model)) = layers.first_key_value() else {
             return all;
         };
-        for (wanted, (index, tensors)) in (0..).zip(layers) {
+        for (wanted, (index, tensors)) in (0..).zip(&layers) {
             if *index != wanted {
                 all.push(Finding::MissingBlock {
                     block: format!("layers.{wanted}"),
                     block_count: layers.len() as u64,
                     highest,
+                    expected: highest.saturating_add(1),
                 });
                 break;
             }
@@ -156,23 +201,27 @@ impl Encoder {
                     }),
                 }
             }
-            all.extend(tensors.iter().filter_map(|(name, weight)| {
-                let scale = scale_of(name)?;
-                let (_, scale) = tensors
-                    .iter()
-                    .find(|(other, _)| canonical_leaf(other) == scale)?;
-                is_scalable(weight.encoding())
-                    .then(|| scales::misfit(weight, scale))
-                    .flatten()
-            }));
+            for finding in Self::stored(tensors, scaling) {
+                // What the first layer has may be missing for its weight's sake too.
+                if !all.contains(&finding) {
+                    all.push(finding);
+                }
+            }
         }
+        let root = tensors
+            .iter()
+            .filter_map(|tensor| match self.place(tensor.name()) {
+                Place::Root(name) => Some((name, tensor)),
+                Place::Layer(..) | Place::Outside => None,
+            });
+        all.extend(Self::stored(&root.collect::<Vec<_>>(), scaling));
         all
     }
 
     /// What comes before the layers, the layers, and what comes after them; layers are the planner's to place.
     pub(crate) fn model(&self, tensors: &[TensorSpec]) -> Result<Model, LayoutError> {
         let layers = self.layers(tensors);
-        let findings = self.findings(&layers);
+        let findings = self.findings(tensors);
         if !findings.is_empty() {
             return Err(LayoutError::Incomplete {
                 findings: Findings(findings),
@@ -186,21 +235,24 @@ impl Encoder {
                 list.push(renamed(tensor, name));
             }
         }
-        let mut blocks: Vec<Arc<dyn Swappable>> = Vec::new();
-        let mut always = Vec::new();
-        let mut group = |blocks: &mut Vec<Arc<dyn Swappable>>, name, tensors: Vec<TensorSpec>| {
-            if !tensors.is_empty() {
-                always.push(blocks.len());
-                blocks.push(Arc::new(WanBlock::new(name, tensors)));
-            }
-        };
-        group(&mut blocks, "embedding", before);
+        let mut parts = vec![("embedding".to_owned(), before)];
         for (index, tensors) in &layers {
             let tensors = tensors.iter().map(|(name, tensor)| renamed(tensor, name));
-            let block = WanBlock::new(format!("layers.{index}"), tensors.collect());
-            blocks.push(Arc::new(block.scaled()?));
+            parts.push((format!("layers.{index}"), tensors.collect()));
         }
-        group(&mut blocks, "head", after);
+        parts.push(("head".to_owned(), after));
+        let last = parts.len() - 1;
+        let mut blocks: Vec<Arc<dyn Swappable>> = Vec::new();
+        let mut always = Vec::new();
+        for (nth, (name, tensors)) in parts.into_iter().enumerate() {
+            if tensors.is_empty() {
+                continue;
+            }
+            if nth == 0 || nth == last {
+                always.push(blocks.len());
+            }
+            blocks.push(Arc::new(WanBlock::new(name, tensors).scaled()?));
+        }
         let mut model = Model::new(blocks)?;
         for index in always {
             model = model.with_residency(index, Residency::Always)?;
@@ -212,13 +264,6 @@ impl Encoder {
 /// Whether a tensor of a layer belongs to a weight, such as its scale.
 fn is_attached(name: &str) -> bool {
     attached_to(&canonical_leaf(name)).is_some()
-}
-
-/// The canonical name of the scale of weight `name`.
-fn scale_of(name: &str) -> Option<String> {
-    let name = canonical_leaf(name);
-    let owner = name.strip_suffix(".weight")?;
-    Some(format!("{owner}.weight_scale"))
 }
 
 fn renamed(tensor: &TensorSpec, name: &str) -> TensorSpec {

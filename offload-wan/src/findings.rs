@@ -5,31 +5,41 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use offload_core::decode::is_scalable;
 use offload_core::encoding::Encoding;
-use offload_core::swappable::TensorSpec;
 use serde::Serialize;
 
 use crate::catalog::{Catalog, Named};
-use crate::detect::{self, Detection, PatchEmbedding, Scaling};
-use crate::layout::{Expected, Layout, PATCH_EMBEDDING};
+use crate::detect::{self, Detection, PatchEmbedding};
+use crate::layout::{Expected, Layout, ListLayout, PATCH_EMBEDDING};
 use crate::names::{self, List, Naming, Place, SCALED_FLAG};
-use crate::scales;
-use crate::variant::Modules;
+use crate::stored::Stored;
+use crate::variant::{Modules, Size, Variant};
 
 /// Something about a checkpoint that is not as its layout has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "finding", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Finding {
-    /// A whole block is missing, before or between others or because the configuration counts more.
+    /// Whole blocks are missing: before or between others, or at the end, where the variant or a configuration counts
+    /// more.
     MissingBlock {
-        /// Its name, such as `blocks.7`.
+        /// The first of them, such as `blocks.7`.
         block: String,
         /// Blocks of the list that are there.
         block_count: u64,
         /// The largest number of a block of the list that is there.
         highest: u64,
+        /// Blocks that there should be.
+        expected: u64,
+    },
+    /// There are more blocks than the variant has that the checkpoint is taken for.
+    ExtraBlock {
+        /// The first of them, such as `blocks.40`.
+        block: String,
+        /// Blocks of the list that are there.
+        block_count: u64,
+        /// Blocks that there should be.
+        expected: u64,
     },
     /// A tensor is missing.
     Missing {
@@ -51,6 +61,22 @@ pub enum Finding {
         tensor: String,
         /// Its shape, in bytes.
         shape: Vec<u64>,
+    },
+    /// A tensor is not stored as weights are, or not as a tensor beside it says.
+    Misencoded {
+        /// Its name.
+        tensor: String,
+        /// How it is stored.
+        encoding: Encoding,
+        /// How it should be.
+        expected: String,
+    },
+    /// A tensor that says how a weight is stored, and is not understood.
+    Unclear {
+        /// Its name.
+        tensor: String,
+        /// Why.
+        reason: String,
     },
     /// The number of latent channels is that of no checkpoint with these modules. A fine-tune may have it.
     Unfamiliar {
@@ -74,9 +100,12 @@ impl Finding {
     pub fn is_fatal(&self) -> bool {
         match self {
             Self::MissingBlock { .. }
+            | Self::ExtraBlock { .. }
             | Self::Missing { .. }
             | Self::Misshapen { .. }
-            | Self::Packed { .. } => true,
+            | Self::Packed { .. }
+            | Self::Misencoded { .. }
+            | Self::Unclear { .. } => true,
             Self::Unfamiliar { .. } | Self::Unknown { .. } => false,
         }
     }
@@ -85,10 +114,12 @@ impl Finding {
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
-            Self::MissingBlock { block, .. } => block,
+            Self::MissingBlock { block, .. } | Self::ExtraBlock { block, .. } => block,
             Self::Missing { tensor }
             | Self::Misshapen { tensor, .. }
             | Self::Packed { tensor, .. }
+            | Self::Misencoded { tensor, .. }
+            | Self::Unclear { tensor, .. }
             | Self::Unfamiliar { tensor, .. }
             | Self::Unknown { tensor } => tensor,
         }
@@ -100,11 +131,29 @@ impl fmt::Display for Finding {
         match self {
             Self::MissingBlock {
                 block,
-                block_count,
-                highest,
+                block_count: 0,
+                expected,
+                ..
             } => write!(
                 f,
-                "{block} is missing: the checkpoint has {block_count} such blocks, the highest is {highest}"
+                "{block} is missing: the checkpoint has none of {expected} such blocks"
+            ),
+            Self::MissingBlock {
+                block,
+                block_count,
+                highest,
+                expected,
+            } => write!(
+                f,
+                "{block} is missing: the checkpoint has {block_count} of {expected} such blocks, the highest is {highest}"
+            ),
+            Self::ExtraBlock {
+                block,
+                block_count,
+                expected,
+            } => write!(
+                f,
+                "{block} is one too many: the checkpoint has {block_count} such blocks, expected {expected}"
             ),
             Self::Missing { tensor } if tensor.ends_with(PATCH_EMBEDDING) => write!(
                 f,
@@ -124,6 +173,15 @@ impl fmt::Display for Finding {
                 f,
                 "tensor {tensor} has {shape:?} bytes of two 4-bit numbers each (nvfp4), which are not read"
             ),
+            Self::Misencoded {
+                tensor,
+                encoding,
+                expected,
+            } => write!(
+                f,
+                "tensor {tensor} is stored as {encoding}, expected {expected}"
+            ),
+            Self::Unclear { tensor, reason } => write!(f, "tensor {tensor}: {reason}"),
             Self::Unfamiliar {
                 tensor,
                 in_channels,
@@ -159,88 +217,70 @@ impl fmt::Display for Findings {
     }
 }
 
-/// How many blocks of each list the checkpoint should have: as many as the highest number says.
-///
-/// Numbers come from names and may be absurd: they size nothing here, a gap is one finding.
-pub(crate) fn layout_of(catalog: &Catalog<'_>, detection: &Detection, modules: Modules) -> Layout {
-    let fitting = detection.vace_layers.len() as u64;
-    let vace_blocks = catalog.list(List::Vace).count() as u64;
-    Layout::new(modules, detection.block_count, vace_blocks.min(fitting))
-}
-
 /// Everything that is not as the layout has it; nothing when this is no WAN transformer.
 ///
-/// `said_blocks` is the number of main blocks that a configuration says.
+/// `said` is what the caller takes it for: a variant of a size, which it is held to.
 pub(crate) fn findings(
     catalog: &Catalog<'_>,
     detection: &Detection,
     modules: Modules,
-    said_blocks: Option<u64>,
+    said: Option<Variant>,
 ) -> Vec<Finding> {
     if detection.naming.is_none() {
         return Vec::new();
     }
+    let whole = detection.whole;
     let check = Check {
         catalog,
         detection,
-        layout: layout_of(catalog, detection, modules),
+        layout: Layout::new(modules, whole.blocks, whole.vace_blocks),
+        size: said.and_then(Variant::size),
     };
     let mut all = Vec::new();
     for layout in &check.layout.lists {
-        check.blocks(layout.list, said_blocks, &mut all);
+        check.blocks(layout, &mut all);
     }
     let root: Vec<&'static Expected> = check.layout.root().collect();
     check.tensors(Place::Root, &root, &mut all);
     check.channels(modules, &mut all);
+    check.widths(&mut all);
     check.unknown(&mut all);
     all
-}
-
-/// Whether bytes of `weight`, one of `tensors`, hold two numbers each: a scale of its scales says so.
-fn is_packed(weight: &Named<'_>, tensors: &[Named<'_>]) -> bool {
-    let owner = weight.name.strip_suffix("weight");
-    weight.spec.encoding() == Encoding::U8
-        && owner.is_some_and(|owner| {
-            let scale = format!("{owner}weight_scale_2");
-            tensors.iter().any(|tensor| tensor.name == scale)
-        })
 }
 
 struct Check<'c> {
     catalog: &'c Catalog<'c>,
     detection: &'c Detection,
     layout: Layout,
+    /// What the checkpoint is held to, if the caller said so.
+    size: Option<Size>,
 }
 
 impl Check<'_> {
-    fn blocks(&self, list: List, said_blocks: Option<u64>, all: &mut Vec<Finding>) {
-        let Some(layout) = self.layout.list(list) else {
-            return;
-        };
+    fn blocks(&self, layout: &ListLayout, all: &mut Vec<Finding>) {
+        let list = layout.list;
         let there: Vec<u64> = self.catalog.list(list).map(|(index, _)| index).collect();
         let block_count = there.len() as u64;
         let highest = there.last().copied().unwrap_or(0);
         let gap = (0u64..)
             .zip(&there)
             .find_map(|(wanted, index)| (*index != wanted).then_some(wanted));
-        let wanted = match list {
-            // Configurations and published models know of more than numbers show.
-            List::Main => said_blocks.unwrap_or(0).max(1),
-            List::Vace => {
-                let published = self
-                    .detection
-                    .variant
-                    .filter(|variant| variant.size().is_some());
-                published.map_or(1, |variant| variant.vace_count(self.detection.block_count))
-            }
-            List::Injector | List::Fuser => layout.count,
-        };
+        let wanted = layout.count.max(1);
         let short = (block_count < wanted).then_some(block_count);
         if let Some(index) = gap.or(short) {
             all.push(Finding::MissingBlock {
                 block: format!("{}.{index}", list.name()),
                 block_count,
                 highest,
+                expected: wanted.max(highest.saturating_add(1)),
+            });
+        }
+        let extra = there.iter().find(|index| **index >= wanted);
+        if let Some(index) = extra.filter(|_| self.size.is_some()) {
+            all.push(Finding::ExtraBlock {
+                block: format!("{}.{index}", list.name()),
+                block_count,
+                expected: wanted,
             });
         }
         for (index, _) in self.catalog.list(list) {
@@ -257,19 +297,27 @@ impl Check<'_> {
             let found = tensors
                 .iter()
                 .find(|tensor| tensor.known && tensor.name == expected.name);
-            let finding = match found {
-                Some(tensor) if is_packed(tensor, tensors) => Some(Finding::Packed {
-                    tensor: tensor.file.name().to_owned(),
-                    shape: tensor.file.shape().to_vec(),
-                }),
-                Some(tensor) => self.misshapen(expected, tensor),
-                None if expected.constant && !has_constants => None,
-                None => Some(Finding::Missing {
+            let stored = found.map(|tensor| {
+                let beside = |name: &str| {
+                    let mut known = tensors.iter().filter(|tensor| tensor.known);
+                    known.find(|tensor| tensor.name == name)
+                };
+                Stored::new(tensor.file, &tensor.name, |name| {
+                    beside(name).map(|tensor| tensor.file)
+                })
+            });
+            let finding = match (found, &stored) {
+                (Some(tensor), Some(stored)) => stored
+                    .packed()
+                    .or_else(|| self.misshapen(expected, tensor))
+                    .or_else(|| stored.misencoded()),
+                _ if expected.constant && !has_constants => None,
+                _ => Some(Finding::Missing {
                     tensor: self.file_name(place, expected.name),
                 }),
             };
             let is_sound = finding.is_none();
-            let scale = found.and_then(|weight| self.scale(weight, is_sound, tensors));
+            let scale = stored.and_then(|stored| stored.scale(is_sound, self.detection.scaling));
             // Parts of a stacked tensor are missing or misshapen together, and so are their scales.
             for finding in finding.into_iter().chain(scale) {
                 if named.insert(finding.name().to_owned()) {
@@ -289,51 +337,11 @@ impl Check<'_> {
         })
     }
 
-    /// What is wrong with the scale of `weight`, one of `tensors`: it is missing, or does not fit a sound weight. As the
-    /// file has both: parts of a stacked weight may fit what the whole does not.
-    fn scale(&self, weight: &Named<'_>, is_sound: bool, tensors: &[Named<'_>]) -> Option<Finding> {
-        let owner = weight.name.strip_suffix("weight")?;
-        if !is_scalable(weight.file.encoding()) {
-            return None;
-        }
-        let name = format!("{owner}weight_scale");
-        let scale = tensors
-            .iter()
-            .find(|tensor| tensor.known && tensor.name == name);
-        match scale {
-            Some(scale) if is_sound => scales::misfit(weight.file, scale.file),
-            None if self.is_scaled(weight.file) => Some(Finding::Missing {
-                tensor: self.scale_name(weight.file.name()),
-            }),
-            _ => None,
-        }
-    }
-
-    /// Whether the numbers of `weight` mean nothing without a scale: integers always, and fp8 matrices where the
-    /// checkpoint has scales or its flag says so. Only matrices are scaled, so that another tensor of fp8 needs none.
-    fn is_scaled(&self, weight: &TensorSpec) -> bool {
-        let has_scales = match self.detection.scaling {
-            Some(Scaling::ScaledFp8 | Scaling::Mixed | Scaling::Int8) => true,
-            Some(Scaling::PlainFp8) | None => false,
-        };
-        weight.encoding() == Encoding::I8 || has_scales && weight.shape().len() == 2
-    }
-
-    /// What the scale of the weight called `weight` in the file would be called there.
-    fn scale_name(&self, weight: &str) -> String {
-        let owner = weight.strip_suffix("_int8").unwrap_or(weight);
-        let owner = owner.strip_suffix("weight").unwrap_or(owner);
-        match self.detection.scaling {
-            Some(Scaling::ScaledFp8) => format!("{owner}scale_weight"),
-            _ => format!("{owner}weight_scale"),
-        }
-    }
-
     /// What the tensor would be called in the file.
     fn file_name(&self, place: Place, name: &str) -> String {
-        let file = self.catalog.convention.file_name(place, name);
+        let file = self.catalog.style.convention.file_name(place, name);
         let name = file.map_or_else(|| format!("{place}{name}"), |file| file.name);
-        format!("{}{name}", self.catalog.prefix)
+        format!("{}{name}", self.catalog.style.prefix)
     }
 
     /// A patch embedding in the right form but with a number of channels that nobody has.
@@ -354,6 +362,31 @@ impl Check<'_> {
                 known,
             });
         }
+    }
+
+    /// Widths that are neither those of what the checkpoint is taken for, nor both of them divided by one number.
+    fn widths(&self, all: &mut Vec<Finding>) {
+        let (Some(size), Some(variant)) = (self.size, self.detection.variant) else {
+            return;
+        };
+        let (dim, ffn_dim) = (self.detection.dim, self.detection.ffn_dim);
+        if size.scales_to(dim, ffn_dim) {
+            return;
+        }
+        let name = match self.detection.is_long_cat {
+            true => "ffn.w1.weight",
+            false => "ffn.0.weight",
+        };
+        let first = self.catalog.list(List::Main).next();
+        let index = first.map_or(0, |(index, _)| index);
+        all.push(Finding::Misshapen {
+            tensor: self.file_name(Place::Block(List::Main, index), name),
+            shape: vec![ffn_dim, dim],
+            expected: format!(
+                "[{}, {}] of {variant}, or both divided by one number",
+                size.ffn_dim, size.dim
+            ),
+        });
     }
 
     fn unknown(&self, all: &mut Vec<Finding>) {

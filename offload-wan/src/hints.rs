@@ -8,10 +8,25 @@ use crate::variant::Variant;
 /// Words found in file names.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Hints {
-    /// The name of the file and that of its folder, lower case, each with any separator as a blank.
+    /// The name of the file and that of its folder, lower case, each with any separator as a blank: a dot too, unless it
+    /// is in a number.
     words: String,
     pub(crate) expert: Option<(Expert, &'static str)>,
     pub(crate) resolution: Option<&'static str>,
+}
+
+fn in_words(name: &str) -> String {
+    let letters: Vec<char> = name.chars().collect();
+    let is_digit = |at: Option<usize>| {
+        at.and_then(|at| letters.get(at))
+            .is_some_and(char::is_ascii_digit)
+    };
+    let words = letters.iter().enumerate().map(|(at, letter)| match letter {
+        '.' if is_digit(at.checked_sub(1)) && is_digit(Some(at + 1)) => '.',
+        '_' | '-' | '/' | '.' => ' ',
+        letter => *letter,
+    });
+    words.collect()
 }
 
 const HIGH: [&str; 3] = ["high noise", "highnoise", " high "];
@@ -27,7 +42,7 @@ impl Hints {
                 _ => None,
             });
             for part in parts.take(2) {
-                words.push_str(&part.replace(['_', '-', '/'], " "));
+                words.push_str(&in_words(&part));
                 words.push(' ');
             }
         }
@@ -53,7 +68,7 @@ impl Hints {
     pub(crate) fn pick(&self, variants: &[Variant]) -> Option<(usize, &'static str)> {
         let has =
             |known: &[&'static str]| known.iter().copied().find(|word| self.words.contains(word));
-        let fun = has(&[" fun ", " fun."]);
+        let fun = has(&[" fun "]);
         let release = has(&["2.2", "wan22", "wan2 2", "wan 2 2"])
             .map(|word| (word, "wan2.2"))
             .or_else(|| has(&["2.1", "wan21", "wan2 1", "wan 2 1"]).map(|word| (word, "wan2.1")));
@@ -103,6 +118,8 @@ mod tests {
             ),
             ("model.gguf", None),
             ("Wan2.2-Fun-Whatever.gguf", None),
+            ("a14b.high.gguf", Some("wan2.2-t2v-a14b")),
+            ("wan2.2.gguf", Some("wan2.2-t2v-a14b")),
         ] {
             assert_eq!(pick(path, t2v), expected, "{path}");
         }
@@ -128,6 +145,12 @@ mod tests {
             Some(Expert::Low)
         );
         assert_eq!(expert("Wan2.2-T2V-HighNoise.gguf"), Some(Expert::High));
+        assert_eq!(expert("x_high.gguf"), Some(Expert::High));
+        assert_eq!(expert("wan2.2-Low.Q4_K_M.gguf"), Some(Expert::Low));
+        assert_eq!(
+            expert("t2v.high.noise.safetensors.index.json"),
+            Some(Expert::High)
+        );
         assert_eq!(expert("highlights.gguf"), None);
         assert_eq!(expert("high_noise/low_noise.gguf"), None);
         assert_eq!(of("wan2.1_i2v_480p_14B.gguf").resolution, Some("480p"));

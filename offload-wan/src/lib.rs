@@ -21,13 +21,15 @@
 //! | module | holds | never |
 //! |---|---|---|
 //! | `names` | each convention's names, both ways | knows shapes |
+//! | `group` | what stands outside the blocks, in the order of use | |
 //! | `layout` | each module's tensors and shapes, once; which modules a family has | reads files |
 //! | `variant` | what is published | |
 //! | `container`, `config`, `hints` | what files, folders and their names say | decides |
+//! | `votes` | whose names most of a checkpoint's are | |
 //! | `catalog` | a file's tensors under canonical names, stacked ones taken apart | checks |
 //! | `detect`, `findings` | what a checkpoint is, and what it lacks | refuses |
 //! | `transformer`, `passes` | blocks, their order, pass kinds, pairs of experts | places blocks |
-//! | `scales` | weights of few bits and their scales | |
+//! | `scales`, `stored` | weights of few bits and their scales; whether both fit each other | |
 //! | `swap` | the original's options | |
 //! | `encoder` | layers of umT5 and CLIP | |
 //! | `synthesize` | checkpoints with seeded weights | |
@@ -40,8 +42,11 @@
 //!   engine would never ask for it; all findings are reported at once.
 //! - Tensors decide before file names do. Names are asked for what tensors cannot tell, and
 //!   [`Detection::decided_by`] says so; what stays open is reported with the older variant first.
-//! - Widths may be scaled: the block count and the channels tell the variant then. A block count that no published
-//!   checkpoint has gives the family's name, such as `wan2.1-t2v`.
+//! - Widths may be scaled: the block count and the channels tell the variant then. With fewer blocks than a published
+//!   checkpoint, but more than half of them, it is one whose last blocks are missing, unless a configuration says that
+//!   it is whole; with another count it is of a size of its own and has the family's name, such as `wan2.1-t2v`.
+//! - A caller who says what a checkpoint is ([`Checkpoint::taken_for`]) is believed and holds it to that: what differs
+//!   is a finding, what is plainly something else is refused.
 //! - HuMo attends to sound in the middle of a block, so what it needs for that is part of the block. Audio injectors and
 //!   fuser blocks run between blocks and are blocks of their own.
 //!
@@ -59,15 +64,18 @@ mod container;
 mod detect;
 mod encoder;
 mod findings;
+mod group;
 mod hints;
 mod layout;
 mod names;
 mod passes;
 mod scales;
+mod stored;
 mod swap;
 mod synthesize;
 mod transformer;
 mod variant;
+mod votes;
 
 pub use block::WanBlock;
 pub use checkpoint::{BlockSummary, Checkpoint, CheckpointError};
@@ -75,8 +83,11 @@ pub use config::ConfigError;
 pub use container::ContainerError;
 pub use detect::{Decision, Detection, Expert, PatchEmbedding, Scaling};
 pub use findings::{Finding, Findings};
+pub use group::Group;
 pub use names::Naming;
-pub use passes::{Evaluates, ExpertChange, Guidance, PassOptions, StepPass, VaceOrder, WanModel};
+pub use passes::{
+    Evaluates, ExpertChange, Guidance, PassOptions, StepPass, Tokens, VaceOrder, WanModel,
+};
 pub use swap::{BlockSwap, MOST_PREFETCH, Recommended, SwapError, Which};
 pub use synthesize::{Recipe, SynthesizeError, SynthesizeSpec, synthesize};
 pub use transformer::{LayoutError, Part};

@@ -145,6 +145,17 @@ pub struct WanModel {
     vace: VaceOrder,
 }
 
+/// How many tokens a pass is over. 0 counts nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Tokens {
+    /// Of the video.
+    pub video: u64,
+    /// Of the text.
+    pub text: u64,
+    /// Of the image that is attended to, where one is.
+    pub image: u64,
+}
+
 /// What the change from one expert to the other costs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -208,7 +219,8 @@ impl WanModel {
     /// the variant if none is given.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and when the two are no pair: other tensors, or the same file twice.
+    /// As [`new`](Self::new), and when the two are no pair: other tensors, or a file that both have. Nothing in experts is
+    /// alike but names and shapes, so that a file of both is one that was named in the wrong place.
     pub fn pair(
         high: &Checkpoint,
         low: &Checkpoint,
@@ -388,8 +400,8 @@ impl WanModel {
         if self.kinds.iter().any(is_both) { 2 } else { 1 }
     }
 
-    /// Bytes of the hints that the engine keeps at once in a pass over `tokens` tokens of bf16; 0 unless all VACE blocks
-    /// run first.
+    /// Bytes of the hints that the engine keeps at once in a pass over `tokens` tokens of bf16, in lockstep of both
+    /// evaluations; 0 unless all VACE blocks run first.
     #[must_use]
     pub fn hint_bytes(&self, tokens: u64) -> u64 {
         if self.vace != VaceOrder::AllFirst {
@@ -399,7 +411,25 @@ impl WanModel {
         let is_hint =
             |part: &&(Part, Option<Expert>)| matches!(part.0, Part::Vace(_)) && part.1 == expert;
         let hints = self.parts.iter().filter(is_hint).count() as u64;
+        let evaluations = self.kinds.iter().map(|kind| self.evaluations(kind.kind));
+        let hints = hints.saturating_mul(evaluations.max().unwrap_or(1).into());
         hints.saturating_mul(self.state_bytes(tokens))
+    }
+
+    /// Bytes of what the engine keeps beside its activations: [hints](Self::hint_bytes), and [keys and
+    /// values](Self::cached_bytes) for each prompt.
+    #[must_use]
+    pub fn kept_bytes(&self, tokens: Tokens) -> u64 {
+        let evaluates = self.kinds.iter().flat_map(|kind| &kind.evaluates);
+        let is_two = |evaluates: &Evaluates| *evaluates != Evaluates::Prompt;
+        let prompts = if evaluates.into_iter().any(is_two) {
+            2
+        } else {
+            1
+        };
+        let cached = self.cached_bytes(tokens.text, tokens.image);
+        self.hint_bytes(tokens.video)
+            .saturating_add(cached.saturating_mul(prompts))
     }
 
     /// Bytes of the keys and values that the engine keeps, bf16, for a prompt of `text_tokens` and `image_tokens` of an
@@ -554,14 +584,19 @@ fn pair_boundary(
     boundary: Option<f64>,
 ) -> Result<f64, LayoutError> {
     let no_pair = |reason: String| Err(LayoutError::NoPair { reason });
-    let files = file_ids(high);
-    if !files.is_empty() && files == file_ids(low) {
-        let paths: Vec<String> = high
-            .files()
-            .iter()
-            .map(|file| file.path().display().to_string())
-            .collect();
-        return no_pair(format!("{} cannot be both experts", paths.join(", ")));
+    let of_low = file_ids(low);
+    let shared: Vec<String> = (high.files().iter())
+        .filter(|file| of_low.contains(&file_id(file)))
+        .map(|file| file.path().display().to_string())
+        .collect();
+    if !shared.is_empty() {
+        return no_pair(format!(
+            "{} cannot be both experts: {} of {} files for high noise {} for low noise too",
+            shared.join(", "),
+            shared.len(),
+            high.files().len(),
+            if shared.len() == 1 { "is" } else { "are" }
+        ));
     }
     let swapped = (high.detection().expert, low.detection().expert);
     if swapped == (Some(Expert::Low), Some(Expert::High)) {
@@ -639,10 +674,24 @@ fn canonical(file: &SourceFile) -> PathBuf {
 fn alike(high: &Transformer, low: &Transformer) -> Result<(), LayoutError> {
     let no_pair = |reason: String| Err(LayoutError::NoPair { reason });
     if high.parts != low.parts {
+        let names = |of: &Transformer, than: &Transformer| -> String {
+            let own = of.blocks.iter().filter(|block| {
+                let mut others = than.blocks.iter();
+                !others.any(|other| other.name() == block.name())
+            });
+            let own: Vec<&str> = own.map(Swappable::name).collect();
+            match own[..] {
+                [] => "nothing more".to_owned(),
+                [one] => one.to_owned(),
+                [first, .., last] => format!("{first} to {last} ({} of them)", own.len()),
+            }
+        };
         return no_pair(format!(
-            "the experts differ: {} blocks and groups against {}",
+            "the experts differ: {} blocks and groups against {}; only that for high noise has {}, only the other {}",
             high.parts.len(),
-            low.parts.len()
+            low.parts.len(),
+            names(high, low),
+            names(low, high)
         ));
     }
     for (one, other) in high.blocks.iter().zip(&low.blocks) {
@@ -660,9 +709,9 @@ fn alike(high: &Transformer, low: &Transformer) -> Result<(), LayoutError> {
             let found = other.tensors().iter().find(|other| other.name() == name);
             let same = found.is_some_and(|other| other.shape() == tensor.shape());
             if !same {
-                let shape = found.map(|other| other.shape().to_vec());
+                let shape = found.map_or("none".to_owned(), |other| format!("{:?}", other.shape()));
                 return no_pair(format!(
-                    "the experts differ in {}.{name}: shape {:?} against {shape:?}",
+                    "the experts differ in {}.{name}: shape {:?} against {shape}",
                     one.name(),
                     tensor.shape()
                 ));

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `blocks_to_swap` | so many main blocks are fetched at each visit; all others stay |
 //! | `which` | those: spread over the pass, so that copies hide between residents, or the last, as the original |
-//! | `offload_txt_emb`, `offload_img_emb` | the text embedding, the image embedding is fetched at each visit too |
+//! | `offload_txt_emb`, `offload_img_emb` | the text embedding, the image embedding is fetched at each visit too, into the window that fetched blocks have; refused where that saves nothing, as without such blocks |
 //! | `use_non_blocking` | what is fetched is page-locked, where it lies in the page cache if it can be, instead of being read from its file through a ring of buffers at each visit: faster, and its bytes of RAM cannot be given up |
 //! | `vace_blocks_to_swap` | so many VACE blocks too; 0: the same share of them as of the main blocks |
 //! | `prefetch_blocks` | the window has places for so many fetched blocks beside the one that computes; 0: the planner chooses |
@@ -17,12 +17,13 @@
 use std::collections::BTreeSet;
 
 use offload_core::executor::{Settings, Span};
-use offload_core::model::Residency;
+use offload_core::model::{Model, Residency};
 use offload_core::plan::{Budget, Plan, PlanError};
 use serde::{Deserialize, Serialize};
 
 use crate::detect::Expert;
-use crate::passes::WanModel;
+use crate::group::Group;
+use crate::passes::{Tokens, WanModel};
 use crate::transformer::Part;
 
 /// Which of the main blocks are swapped.
@@ -99,6 +100,19 @@ pub enum SwapError {
         /// What is missing.
         part: &'static str,
     },
+    /// Fetching an embedding would take as much memory as it leaves, or more.
+    #[error(
+        "{option} saves nothing here: with it the least arena is {with_bytes} bytes, without it {without_bytes}; what is fetched \
+         arrives in the window, which has room for it only if blocks are fetched too"
+    )]
+    NoSaving {
+        /// The option.
+        option: &'static str,
+        /// Least bytes of the arena with it.
+        with_bytes: u64,
+        /// Least bytes of the arena without it.
+        without_bytes: u64,
+    },
     /// No preset is called so.
     #[error("`{name}` is no preset: there are 8gb, 12gb and 16gb")]
     NoSuchPreset {
@@ -115,10 +129,11 @@ pub enum SwapError {
 
 impl BlockSwap {
     /// The original's advice for a card of so much memory, by name: `8gb`, `12gb` or `16gb`, as far as `wan` has blocks
-    /// and an image embedding. It takes no account of the model's size; [`recommended`](Self::recommended) asks the planner.
+    /// and embeddings that are worth fetching. It takes no account of the card; [`recommended`](Self::recommended) asks
+    /// the planner.
     ///
     /// # Errors
-    /// When there is no such preset.
+    /// When there is no such preset, and when the planner refuses the model.
     pub fn preset(name: &str, wan: &WanModel) -> Result<Self, SwapError> {
         let (blocks_to_swap, offload_txt_emb, offload_img_emb) = match name {
             "8gb" => (25, true, true),
@@ -130,30 +145,41 @@ impl BlockSwap {
                 });
             }
         };
-        Ok(Self {
+        let preset = Self {
             blocks_to_swap: wan.main_count().min(blocks_to_swap),
             offload_txt_emb,
             offload_img_emb: offload_img_emb && wan.has_image_embedding(),
             ..Self::default()
-        })
+        };
+        preset.without_vain_offloads(wan)
+    }
+
+    /// The same without fetching embeddings where that saves nothing.
+    fn without_vain_offloads(mut self, wan: &WanModel) -> Result<Self, SwapError> {
+        loop {
+            match self
+                .swapped(wan)
+                .and_then(|swapped| self.check_savings(wan, &swapped))
+            {
+                Err(SwapError::NoSaving { option, .. }) if option == TXT.0 => {
+                    self.offload_txt_emb = false
+                }
+                Err(SwapError::NoSaving { .. }) => self.offload_img_emb = false,
+                checked => return checked.map(|()| self),
+            }
+        }
     }
 
     /// The model with what these options say. It depends on the options alone, not on those that were applied before, so
     /// applying them twice changes nothing more.
     ///
     /// # Errors
-    /// When a number is out of the model's range, or an option is for a part that the model lacks.
+    /// When a number is out of the model's range, an option is for a part that the model lacks, or fetching an embedding
+    /// would take no less memory than keeping it.
     pub fn apply(&self, wan: WanModel) -> Result<WanModel, SwapError> {
         let swapped = self.swapped(&wan)?;
-        let mut model = wan.model.clone();
-        for index in 0..model.blocks().len() {
-            let residency = if swapped.contains(&index) {
-                Residency::Never
-            } else {
-                Residency::Always
-            };
-            model = model.with_residency(index, residency)?;
-        }
+        self.check_savings(&wan, &swapped)?;
+        let model = fetching(&wan, &swapped)?;
         let mut wan = wan;
         wan.model = model;
         if self.block_swap_debug {
@@ -218,19 +244,53 @@ impl BlockSwap {
             let sides: Vec<usize> = sides.into_iter().filter(follows).collect();
             swapped.extend(sides);
         }
-        for (option, is_set, part) in [
-            ("offload_txt_emb", self.offload_txt_emb, "text_embedding"),
-            ("offload_img_emb", self.offload_img_emb, "img_emb"),
-        ] {
-            if is_set {
-                let groups = wan.indices(|known| known == Part::Group(part));
-                if groups.is_empty() {
-                    return Err(SwapError::NoSuchPart { option, part });
-                }
-                swapped.extend(groups);
+        for (option, part) in self.offloads() {
+            let groups = wan.indices(|known| known == Part::Group(part));
+            if groups.is_empty() {
+                return Err(SwapError::NoSuchPart {
+                    option,
+                    part: part.name(),
+                });
             }
+            swapped.extend(groups);
         }
         Ok(swapped)
+    }
+
+    /// The embeddings that are to be fetched: the option, and the group.
+    fn offloads(&self) -> impl Iterator<Item = (&'static str, Group)> + use<> {
+        let set = [(TXT, self.offload_txt_emb), (IMG, self.offload_img_emb)];
+        set.into_iter()
+            .filter(|(_, is_set)| *is_set)
+            .map(|(option, _)| option)
+    }
+
+    /// Whether each embedding that is fetched takes less memory than if it stayed. Alone it does not: the window needs a
+    /// place of its size, and staging one more. Beside fetched blocks it uses theirs.
+    ///
+    /// As the planner counts with matrices in bf16, the default; in other forms window and group differ alike.
+    fn check_savings(&self, wan: &WanModel, swapped: &BTreeSet<usize>) -> Result<(), SwapError> {
+        let settings = self.settings(Settings::default());
+        let least = |swapped: &BTreeSet<usize>| -> Result<u64, SwapError> {
+            let workload = settings.workload(&fetching(wan, swapped)?, true);
+            Ok(settings.plan(&workload, Budget::Least)?.arena_bytes)
+        };
+        for (option, part) in self.offloads() {
+            let kept: BTreeSet<usize> = swapped
+                .iter()
+                .copied()
+                .filter(|index| wan.part(*index).0 != Part::Group(part))
+                .collect();
+            let (with_bytes, without_bytes) = (least(swapped)?, least(&kept)?);
+            if with_bytes >= without_bytes {
+                return Err(SwapError::NoSaving {
+                    option,
+                    with_bytes,
+                    without_bytes,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// `count` of `blocks`.
@@ -243,9 +303,9 @@ impl BlockSwap {
         (0..count).map(picked).collect()
     }
 
-    /// The options with which `wan` leaves `reserve_bytes` of a card of `card_bytes` free, fetching the fewest main blocks
-    /// that will do; embeddings are fetched only if nothing will do without. The planner says what they take. `None` if it
-    /// does not fit whatever is fetched.
+    /// The options with which `wan` leaves `reserve_bytes` of a card of `card_bytes` free, and what the engine keeps of
+    /// passes over `tokens` ([`WanModel::kept_bytes`]), fetching the fewest main blocks that will do; embeddings are fetched
+    /// only if nothing will do without. The planner says what they take. `None` if it does not fit whatever is fetched.
     ///
     /// `reserve_bytes` is for the context, the engine's activations and whatever else is on the card.
     ///
@@ -256,8 +316,10 @@ impl BlockSwap {
         settings: &Settings,
         card_bytes: u64,
         reserve_bytes: u64,
+        tokens: Tokens,
     ) -> Result<Option<Recommended>, SwapError> {
-        let budget_bytes = card_bytes.saturating_sub(reserve_bytes);
+        let kept_bytes = wan.kept_bytes(tokens);
+        let budget_bytes = card_bytes.saturating_sub(reserve_bytes.saturating_add(kept_bytes));
         let most = wan.main_count();
         let with = |blocks_to_swap: u64, offload: bool| -> Result<Recommended, SwapError> {
             let options = Self {
@@ -268,11 +330,16 @@ impl BlockSwap {
                 prefetch_blocks: u32::from(blocks_to_swap > 0),
                 ..Self::default()
             };
-            let swapped = options.apply(wan.clone())?;
+            let options = options.without_vain_offloads(wan)?;
+            let swapped = fetching(wan, &options.swapped(wan)?)?;
             let settings = options.settings(settings.clone());
-            let workload = settings.workload(swapped.model(), true);
+            let workload = settings.workload(&swapped, true);
             let plan = settings.plan(&workload, Budget::Least)?;
-            Ok(Recommended { options, plan })
+            Ok(Recommended {
+                options,
+                plan,
+                kept_bytes,
+            })
         };
         // Each count is tried: one more need not take less, as what is fetched needs a window and its blocks differ in
         // size.
@@ -289,8 +356,14 @@ impl BlockSwap {
 
     /// What the original says, in its words and order.
     fn log(&self, wan: &WanModel, swapped: &BTreeSet<usize>) {
-        let main = wan.indices(|part| matches!(part, Part::Main(_)));
-        let numbers = |is_swapped: bool| -> Vec<u64> {
+        let experts = [None, Some(Expert::High), Some(Expert::Low)];
+        let experts = experts.into_iter().filter_map(|expert| {
+            let of = |index: &usize| wan.part(*index).1 == expert;
+            let main = wan.indices(|part| matches!(part, Part::Main(_)));
+            let main: Vec<usize> = main.into_iter().filter(of).collect();
+            (!main.is_empty()).then_some((expert, main))
+        });
+        let numbers = |main: &[usize], is_swapped: bool| -> Vec<u64> {
             let chosen = main
                 .iter()
                 .filter(|index| swapped.contains(index) == is_swapped);
@@ -300,26 +373,28 @@ impl BlockSwap {
             });
             parts.collect()
         };
-        let (kept, moved) = (numbers(false), numbers(true));
         tracing::info!("[BlockSwap] Using LAZY LOADING - blocks loaded directly to target device");
-        tracing::info!("[BlockSwap] Total blocks: {}", main.len());
-        tracing::info!("[BlockSwap] Keeping on GPU: {}", ranges(&kept));
-        tracing::info!("[BlockSwap] Offloading to CPU: {}", ranges(&moved));
-        for (is_set, name) in [
-            (self.offload_txt_emb, "text_embedding"),
-            (self.offload_img_emb, "img_emb"),
-        ] {
-            if is_set {
-                tracing::info!("[BlockSwap] Offloaded {name} to CPU");
-            }
+        let (mut total, mut kept_count) = (0, 0);
+        for (expert, main) in experts {
+            let (kept, moved) = (numbers(&main, false), numbers(&main, true));
+            // Of a pair each line says of which expert it is.
+            let of = expert.map_or(String::new(), |expert| format!(", {} noise", expert.name()));
+            tracing::info!("[BlockSwap] Total blocks{of}: {}", main.len());
+            tracing::info!("[BlockSwap] Keeping on GPU{of}: {}", ranges(&kept));
+            tracing::info!("[BlockSwap] Offloading to CPU{of}: {}", ranges(&moved));
+            total += main.len();
+            kept_count += kept.len();
+        }
+        for (_, group) in self.offloads() {
+            tracing::info!("[BlockSwap] Offloaded {group} to CPU");
         }
         let vace = wan.indices(|part| matches!(part, Part::Vace(_)));
         if !vace.is_empty() {
             let moved = vace.iter().filter(|index| swapped.contains(index)).count();
             tracing::info!("[BlockSwap] VACE: {moved}/{} blocks offloaded", vace.len());
         }
-        tracing::info!("[BlockSwap] GPU blocks: {}", kept.len());
-        tracing::info!("[BlockSwap] CPU blocks: {}", moved.len());
+        tracing::info!("[BlockSwap] GPU blocks: {kept_count}");
+        tracing::info!("[BlockSwap] CPU blocks: {}", total - kept_count);
     }
 
     /// Tells through `tracing`, if `block_swap_debug` is set, what each fetched visit of `spans` took: times of the
@@ -348,6 +423,24 @@ impl BlockSwap {
     }
 }
 
+/// The options that fetch an embedding, and the groups.
+const TXT: (&str, Group) = ("offload_txt_emb", Group::TextEmbedding);
+const IMG: (&str, Group) = ("offload_img_emb", Group::ImgEmb);
+
+/// The model with the blocks `swapped` fetched at each visit and all others kept.
+fn fetching(wan: &WanModel, swapped: &BTreeSet<usize>) -> Result<Model, SwapError> {
+    let mut model = wan.model.clone();
+    for index in 0..model.blocks().len() {
+        let residency = if swapped.contains(&index) {
+            Residency::Never
+        } else {
+            Residency::Always
+        };
+        model = model.with_residency(index, residency)?;
+    }
+    Ok(model)
+}
+
 /// Options and the plan that they make.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -356,6 +449,8 @@ pub struct Recommended {
     pub options: BlockSwap,
     /// What the planner makes of them.
     pub plan: Plan,
+    /// Bytes that were left for what the engine keeps.
+    pub kept_bytes: u64,
 }
 
 fn checked(option: &'static str, value: u64, count: usize) -> Result<usize, SwapError> {
@@ -398,7 +493,7 @@ impl WanModel {
 
     fn has_image_embedding(&self) -> bool {
         !self
-            .indices(|part| part == Part::Group("img_emb"))
+            .indices(|part| part == Part::Group(Group::ImgEmb))
             .is_empty()
     }
 }

@@ -8,7 +8,8 @@ use crate::block::WanBlock;
 use crate::catalog::{Catalog, Named};
 use crate::detect::Detection;
 use crate::findings::{Finding, Findings};
-use crate::layout::{GROUPS, group_of, role_by_name, runs_after};
+use crate::group::Group;
+use crate::layout::{role_by_name, runs_after};
 use crate::names::{self, List};
 use crate::passes::VaceOrder;
 
@@ -61,8 +62,8 @@ pub enum LayoutError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Part {
-    /// A group of tensors outside the blocks, such as `text_embedding`.
-    Group(&'static str),
+    /// A group of tensors outside the blocks.
+    Group(Group),
     /// A main transformer block.
     Main(u64),
     /// A VACE block.
@@ -118,9 +119,9 @@ impl Transformer {
             block_count: detection.block_count,
             vace_layers: detection.vace_layers.clone(),
         };
-        let (head, before) = GROUPS.split_last().expect("there are groups");
+        let (head, before) = Group::ALL.split_last().expect("there are groups");
         for group in before {
-            transformer.add_group(catalog, group);
+            transformer.add_group(catalog, *group);
         }
         transformer.add_rest(catalog);
         for (index, tensors) in catalog.list(List::Main) {
@@ -133,7 +134,7 @@ impl Transformer {
                 }
             }
         }
-        transformer.add_group(catalog, head);
+        transformer.add_group(catalog, *head);
         for block in &mut transformer.blocks {
             *block = block.scaled()?;
         }
@@ -151,13 +152,21 @@ impl Transformer {
     }
 
     fn add(&mut self, part: Part, list: List, index: u64, tensors: &[Named<'_>]) {
-        let tensors = tensors.iter().map(|tensor| renamed(tensor, &tensor.name));
+        // A stray of another convention may bear the canonical name of a tensor that is there under its own.
+        let is_taken = |stray: &Named<'_>| {
+            let mut known = tensors.iter().filter(|tensor| tensor.known);
+            !stray.known && known.any(|known| known.name == stray.name)
+        };
+        let tensors = tensors.iter().map(|tensor| match is_taken(tensor) {
+            true => renamed(tensor, tensor.file.name()),
+            false => renamed(tensor, &tensor.name),
+        });
         let name = format!("{}.{index}", list.name());
         self.blocks.push(WanBlock::new(name, tensors.collect()));
         self.parts.push(part);
     }
 
-    fn add_group(&mut self, catalog: &Catalog<'_>, group: &'static str) {
+    fn add_group(&mut self, catalog: &Catalog<'_>, group: Group) {
         let tensors: Vec<TensorSpec> = catalog
             .root()
             .iter()
@@ -167,7 +176,7 @@ impl Transformer {
             })
             .collect();
         if !tensors.is_empty() {
-            self.blocks.push(WanBlock::new(group, tensors));
+            self.blocks.push(WanBlock::new(group.name(), tensors));
             self.parts.push(Part::Group(group));
         }
     }
@@ -197,7 +206,7 @@ impl Transformer {
     /// The same without what belongs to VACE.
     pub(crate) fn without_vace(self) -> Self {
         let is_kept =
-            |part: &Part| !matches!(part, Part::Vace(_) | Part::Group("vace_patch_embedding"));
+            |part: &Part| !matches!(part, Part::Vace(_) | Part::Group(Group::VacePatchEmbedding));
         let kept = self.blocks.into_iter().zip(self.parts);
         let (blocks, parts) = kept.filter(|(_, part)| is_kept(part)).unzip();
         Self {
@@ -248,9 +257,9 @@ fn part_of(list: List, index: u64) -> Part {
 }
 
 /// The group that a tensor outside the blocks is in, and its name there.
-fn in_group<'t>(tensor: &'t Named<'_>) -> Option<(&'static str, &'t str)> {
-    let group = group_of(&tensor.name).filter(|_| tensor.known)?;
-    let rest = tensor.name.strip_prefix(group)?;
+fn in_group<'t>(tensor: &'t Named<'_>) -> Option<(Group, &'t str)> {
+    let group = Group::of(&tensor.name).filter(|_| tensor.known)?;
+    let rest = tensor.name.strip_prefix(group.name())?;
     Some((group, rest.strip_prefix('.')?))
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Data only; [`detect`](crate::detect) compares it with a checkpoint.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use serde::{Serialize, Serializer};
@@ -78,6 +79,17 @@ pub(crate) struct Modules {
     pub(crate) image: bool,
     /// A convolution of a reference image.
     pub(crate) reference: bool,
+}
+
+impl Modules {
+    /// Those of that kind that have most.
+    pub(crate) const fn all(marker: Marker) -> Self {
+        Self {
+            marker,
+            image: true,
+            reference: true,
+        }
+    }
 }
 
 /// What a family looks like in a checkpoint.
@@ -159,6 +171,41 @@ pub struct Size {
     pub dim: u64,
     /// Width of the feed-forward layer.
     pub ffn_dim: u64,
+}
+
+/// Scaled widths are multiples of at most this: elements of the longest quant block.
+const ROUNDING: u64 = 256;
+
+impl Size {
+    /// Whether widths are these, or both divided by one number and then kept to a multiple of up to [`ROUNDING`].
+    pub(crate) fn scales_to(self, dim: u64, ffn_dim: u64) -> bool {
+        // The feed-forward width at so much of the other.
+        let at = |dim: u64| {
+            let scaled = u128::from(self.ffn_dim) * u128::from(dim) / u128::from(self.dim);
+            u64::try_from(scaled).unwrap_or(u64::MAX)
+        };
+        let least = at(dim.saturating_sub(ROUNDING)).saturating_sub(ROUNDING);
+        let most = at(dim.saturating_add(ROUNDING)).saturating_add(ROUNDING);
+        match dim.cmp(&self.dim) {
+            Ordering::Less => (least..=most).contains(&ffn_dim),
+            Ordering::Equal => ffn_dim == self.ffn_dim,
+            Ordering::Greater => false,
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            block_count,
+            dim,
+            ffn_dim,
+        } = self;
+        write!(
+            f,
+            "{block_count} blocks of width {dim}, feed-forward {ffn_dim}"
+        )
+    }
 }
 
 /// A checkpoint that is known by name, or a family when the size is none that was published.

@@ -185,7 +185,8 @@ fn a_gap_between_blocks_is_named() {
         [Finding::MissingBlock {
             block: "blocks.17".to_owned(),
             block_count: 29,
-            highest: 29
+            highest: 29,
+            expected: 30
         }]
     );
     let mut tensors = recorded.clone();
@@ -208,7 +209,8 @@ fn an_absurd_block_number_costs_an_error_and_no_memory() {
             Finding::MissingBlock {
                 block: "blocks.30".to_owned(),
                 block_count: 31,
-                highest
+                highest,
+                expected: highest.saturating_add(1)
             }
         );
         let checkpoint = Checkpoint::from_tensors(specs(&tensors)).unwrap();

@@ -294,3 +294,48 @@ fn another_model_is_no_wan_model() {
         assert_eq!(open(&tensors).detection().naming, None, "{names:?}");
     }
 }
+
+#[test]
+fn what_engines_need_is_told_as_far_as_names_and_shapes_tell() {
+    for (file, heads, text_dim, vae_stride) in [
+        ("native.wan2.1-t2v-1.3b", 12, 4096, [4, 8, 8]),
+        ("diffusers.wan2.1-t2v-14b", 40, 4096, [4, 8, 8]),
+        ("native.wan2.2-ti2v-5b", 24, 4096, [4, 16, 16]),
+        ("diffusers.wan2.2-ti2v-5b", 24, 4096, [4, 16, 16]),
+        ("native.longcat-video", 32, 4096, [4, 8, 8]),
+    ] {
+        let checkpoint = open(&Recorded::read(file).tensors());
+        let detection = checkpoint.detection();
+        assert_eq!(detection.heads, Some(heads), "{file}");
+        assert_eq!(detection.text_dim, Some(text_dim), "{file}");
+        assert_eq!(detection.vae_stride, Some(vae_stride), "{file}");
+    }
+    // Widths that are no multiple of a head's tell nothing.
+    let mut tensors = scaled("native.wan2.1-t2v-1.3b", |len| len / 16);
+    let odd = open(&tensors);
+    assert_eq!((odd.detection().dim, odd.detection().heads), (96, None));
+    tensors.retain(|(name, _)| !name.starts_with("text_embedding.0"));
+    assert_eq!(open(&tensors).detection().text_dim, None);
+    let other = open(&[("output.weight".to_owned(), vec![64, 64])]);
+    assert_eq!(other.detection().vae_stride, None);
+    // A configuration does, as far as it fits.
+    let dir = tempfile::tempdir().expect("can be made");
+    let path = dir.path().join("model.safetensors");
+    let tensors = scaled("native.wan2.1-t2v-1.3b", |len| len / 16);
+    let heads = |said: u64| {
+        let config = format!(r#"{{"config":"{{\"num_attention_heads\": {said}}}"}}"#);
+        support::write_with_metadata(&path, "BF16", &tensors, &config);
+        let checkpoint = Checkpoint::open(&path).expect("is sound");
+        let detection = checkpoint.detection();
+        let mut decisions = detection.decided_by.iter();
+        let by = decisions.find(|decision| decision.what == "heads");
+        (detection.heads, by.expect("is told").by.clone())
+    };
+    let by = "config in the file's metadata".to_owned();
+    assert_eq!(heads(3), (Some(3), by));
+    for wrong in [0, 5, 97] {
+        let (heads, by) = heads(wrong);
+        assert_eq!(heads, None);
+        assert!(by.ends_with("do not fit"), "{by}");
+    }
+}

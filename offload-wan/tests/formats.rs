@@ -4,9 +4,11 @@ mod support;
 
 use std::fs;
 
+use offload_core::cpu::CpuDevice;
 use offload_core::encoding::Encoding;
+use offload_core::executor::{DeviceBudget, Offload};
 use offload_core::format::gguf::Writer;
-use offload_core::model::Residency;
+use offload_core::model::{PassKind, Residency};
 use offload_core::source::Source;
 use offload_core::swappable::TensorSpec;
 use offload_wan::{
@@ -441,6 +443,39 @@ fn metadata_of_a_file_tell_what_tensors_do_not() {
 }
 
 #[test]
+fn a_configuration_says_whether_blocks_are_missing_at_the_end() {
+    let dir = TempDir::new().expect("can be made");
+    let path = dir.path().join("model.safetensors");
+    let mut tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    for index in 20..30 {
+        tensors.retain(|(name, _)| !name.starts_with(&format!("blocks.{index}.")));
+    }
+    let found = |metadata: &str| {
+        support::write_with_metadata(&path, "BF16", &tensors, metadata);
+        let checkpoint = Checkpoint::open(&path).expect("is sound");
+        let variant = checkpoint.detection().variant.expect("is known").name();
+        let findings = checkpoint.findings().into_iter();
+        let missing = findings.map(|finding| match finding {
+            Finding::MissingBlock {
+                block, expected, ..
+            } => (block, expected),
+            other => panic!("{other}"),
+        });
+        (variant, missing.collect::<Vec<_>>())
+    };
+    let said = |count: u64| format!(r#"{{"config":"{{\"num_layers\": {count}}}"}}"#);
+    let missing = |expected| vec![("blocks.20".to_owned(), expected)];
+    // Nothing says so: two thirds of a published model.
+    assert_eq!(found("{}"), ("wan2.1-t2v-1.3b", missing(30)));
+    assert_eq!(found(&said(30)), ("wan2.1-t2v-1.3b", missing(30)));
+    // It is whole, or of another size.
+    assert_eq!(found(&said(20)), ("wan2.1-t2v", vec![]));
+    assert_eq!(found(&said(24)), ("wan2.1-t2v", missing(24)));
+    // Absurd numbers cost nothing.
+    assert_eq!(found(&said(u64::MAX)), ("wan2.1-t2v", missing(u64::MAX)));
+}
+
+#[test]
 fn another_architecture_in_a_gguf_file_is_told_and_decides_nothing() {
     let dir = TempDir::new().expect("can be made");
     let path = dir.path().join("model.gguf");
@@ -644,4 +679,294 @@ fn scales_of_encoders_fit_their_weights_and_texts_are_of_any_length() {
         );
         assert_eq!(shape, scale);
     }
+}
+
+#[test]
+fn the_configuration_of_a_folder_is_read_beside_a_single_file_too() {
+    let dir = TempDir::new().expect("can be made");
+    let folder = dir.path().join("transformer");
+    fs::create_dir(&folder).expect("can be made");
+    let path = folder.join("diffusion_pytorch_model.safetensors");
+    let tensors = Recorded::read("diffusers.wan2.1-vace-14b").tensors();
+    let told = serde_json::to_string(r#"{"vace_layers": [0, 1, 2, 3, 4, 5, 6, 8]}"#);
+    let metadata = format!(r#"{{"config":{}}}"#, told.expect("is text"));
+    support::write_with_metadata(&path, "BF16", &tensors, &metadata);
+    let layers = |path: &std::path::Path| {
+        let checkpoint = Checkpoint::open(path).expect("is sound");
+        checkpoint.detection().vace_layers.clone()
+    };
+    // Without one, what the file says of itself.
+    assert_eq!(layers(&folder), [0, 1, 2, 3, 4, 5, 6, 8]);
+    let config = folder.join("config.json");
+    let text = r#"{"num_layers": 41, "vace_layers": [0, 2, 4, 6, 8, 10, 12, 14]}"#;
+    fs::write(&config, text).expect("can be written");
+    assert_eq!(layers(&folder), [0, 2, 4, 6, 8, 10, 12, 14]);
+    let checkpoint = Checkpoint::open(&folder).expect("is sound");
+    let mut decisions = checkpoint.detection().decided_by.iter();
+    let by = decisions.find(|decision| decision.what == "vace_layers");
+    assert_eq!(by.expect("was decided").by, "config.json");
+    assert_eq!(checkpoint.findings()[0].name(), "blocks.40");
+    // Beside a file that is named itself there may be that of another model.
+    assert_eq!(layers(&path), [0, 1, 2, 3, 4, 5, 6, 8]);
+    // One that cannot be read is no reason to do without.
+    fs::write(&config, "{").expect("can be written");
+    let error = Checkpoint::open(&folder).expect_err("is no configuration");
+    assert!(error.to_string().contains("config.json"), "{error}");
+    fs::remove_file(&path).expect("is there");
+    fs::write(&config, text).expect("can be written");
+    let spec = SynthesizeSpec {
+        family: Family::Vace21,
+        block_count: 40,
+        dim: 128,
+        ffn_dim: 128,
+        recipe: Recipe::Q8_0,
+        ..SynthesizeSpec::default()
+    };
+    synthesize(&spec, folder.join("model.gguf")).expect("can be written");
+    assert_eq!(layers(&folder), [0, 2, 4, 6, 8, 10, 12, 14]);
+}
+
+/// An umT5 of three layers in scaled fp8, written with numbers: weights of 1, scales of `scale`.
+fn fp8_encoder(
+    dir: &TempDir,
+    change: impl Fn(&mut Vec<(String, Encoding, Vec<u64>, Vec<u8>)>),
+) -> Checkpoint {
+    // 1.0 in E4M3.
+    const ONE: u8 = 0x38;
+    let mut tensors = Vec::new();
+    let mut scaled = |owner: &str, scale: f32| {
+        let weight = (format!("{owner}.weight"), Encoding::F8E4M3, vec![8, 16]);
+        tensors.push((weight.0, weight.1, weight.2, vec![ONE; 128]));
+        let bytes = scale.to_le_bytes().to_vec();
+        tensors.push((
+            format!("{owner}.scale_weight"),
+            Encoding::F32,
+            Vec::new(),
+            bytes,
+        ));
+    };
+    scaled("shared", 5.0);
+    for index in 0..3 {
+        scaled(
+            &format!("encoder.block.{index}.layer.0.SelfAttention.q"),
+            2.0,
+        );
+        scaled(
+            &format!("encoder.block.{index}.layer.1.DenseReluDense.wo"),
+            3.0,
+        );
+    }
+    tensors.push((
+        "encoder.final_layer_norm.weight".to_owned(),
+        Encoding::F32,
+        vec![16],
+        vec![0; 64],
+    ));
+    tensors.push((
+        "scaled_fp8".to_owned(),
+        Encoding::F8E4M3,
+        vec![0],
+        Vec::new(),
+    ));
+    change(&mut tensors);
+    let mut members = Vec::new();
+    let mut data = Vec::new();
+    for (name, encoding, shape, bytes) in tensors {
+        let start = data.len();
+        data.extend(bytes);
+        members.push(format!(
+            r#""{name}":{{"dtype":"{encoding}","shape":{shape:?},"data_offsets":[{start},{}]}}"#,
+            data.len()
+        ));
+    }
+    let header = format!("{{{}}}", members.join(","));
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    let path = dir.path().join("umt5.safetensors");
+    fs::write(&path, bytes).expect("can be written");
+    Checkpoint::open(path).expect("is sound")
+}
+
+#[test]
+fn scaled_encoders_arrive_multiplied_in_every_group() {
+    let dir = TempDir::new().expect("can be made");
+    let checkpoint = fp8_encoder(&dir, |_| {});
+    assert_eq!(checkpoint.detection().scaling, Some(Scaling::ScaledFp8));
+    assert_eq!(checkpoint.findings(), []);
+    let model = checkpoint.model().expect("is whole");
+    let device = CpuDevice::new();
+    let stream = device.inline_stream();
+    let mut offload = Offload::builder(&device)
+        .model(model)
+        .device_budget(DeviceBudget::Least)
+        .build()
+        .expect("the least does");
+    let mut pass = offload.pass(PassKind::FULL, &stream).expect("begins");
+    let mut seen = Vec::new();
+    while let Some(lease) = pass.acquire().expect("arrives") {
+        for name in lease.tensor_names() {
+            if name.ends_with(".weight") && !name.contains("norm") {
+                let tensor = lease.tensor(name).expect("is demanded");
+                let bytes = tensor.host_bytes().expect("inline streams give bytes");
+                let number = half::bf16::from_le_bytes([bytes[0], bytes[1]]);
+                seen.push(format!("{}.{name} {number}", lease.name()));
+            }
+        }
+    }
+    let mut expected = vec!["embedding.shared.weight 5".to_owned()];
+    for index in 0..3 {
+        expected.push(format!("layers.{index}.layer.0.SelfAttention.q.weight 2"));
+        expected.push(format!("layers.{index}.layer.1.DenseReluDense.wo.weight 3"));
+    }
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn scales_that_an_encoder_lacks_are_missed_even_if_all_layers_lack_them() {
+    let dir = TempDir::new().expect("can be made");
+    let refused = |checkpoint: &Checkpoint| -> Vec<String> {
+        let findings = checkpoint.findings();
+        match checkpoint.model() {
+            Err(LayoutError::Incomplete { findings: told }) => assert_eq!(told.0, findings),
+            other => panic!("{other:?} with {findings:?}"),
+        }
+        findings.iter().map(Finding::to_string).collect()
+    };
+    let missing = |owner: &str| format!("tensor {owner}.scale_weight is missing");
+    let of_layer = |index: u64| format!("encoder.block.{index}.layer.0.SelfAttention.q");
+    // One in one layer, one kind in all, that of the embedding, and all.
+    for (lost, expected) in [
+        (
+            "block.0.layer.0.SelfAttention.q",
+            vec![missing(&of_layer(0))],
+        ),
+        (
+            "block.2.layer.0.SelfAttention.q",
+            vec![missing(&of_layer(2))],
+        ),
+        (
+            "SelfAttention.q",
+            (0..3).map(|index| missing(&of_layer(index))).collect(),
+        ),
+        ("shared", vec![missing("shared")]),
+    ] {
+        let lost = format!("{lost}.scale_weight");
+        let checkpoint = fp8_encoder(&dir, |tensors| {
+            tensors.retain(|(name, ..)| !name.ends_with(&lost));
+        });
+        assert_eq!(refused(&checkpoint), expected, "{lost}");
+    }
+    let bare = |flag: bool| {
+        fp8_encoder(&dir, |tensors| {
+            tensors.retain(|(name, ..)| {
+                !name.ends_with("scale_weight") && (flag || name != "scaled_fp8")
+            });
+        })
+    };
+    assert_eq!(refused(&bare(true)).len(), 7);
+    // Without the flag nothing says that there are any: fp8 is what it is.
+    bare(false).model().expect("is plain");
+    // Integers mean nothing without.
+    let checkpoint = fp8_encoder(&dir, |tensors| {
+        tensors.retain(|(name, ..)| !name.contains("scale"));
+        tensors[0].1 = Encoding::I8;
+    });
+    assert_eq!(
+        refused(&checkpoint),
+        ["tensor shared.weight_scale is missing"]
+    );
+    let checkpoint = fp8_encoder(&dir, |tensors| tensors[0].1 = Encoding::Bool);
+    assert_eq!(
+        refused(&checkpoint),
+        [
+            "tensor shared.weight is stored as BOOL, expected floats, or a quantisation that is decoded"
+        ]
+    );
+}
+
+#[test]
+fn what_a_matrix_is_not_stored_as_is_a_finding() {
+    let dir = TempDir::new().expect("can be made");
+    let path = dir.path().join("made.safetensors");
+    // A whole checkpoint in a file, one tensor of it said to be something else.
+    let made = |family, recipe, from: &str, to: &str| -> Vec<Finding> {
+        let spec = SynthesizeSpec {
+            family,
+            recipe,
+            block_count: 2,
+            dim: 128,
+            ffn_dim: 256,
+            ..SynthesizeSpec::default()
+        };
+        synthesize(&spec, &path).expect("can be written");
+        let mut bytes = fs::read(&path).expect("was written");
+        assert_eq!(from.len(), to.len());
+        let at = bytes
+            .windows(from.len())
+            .position(|window| window == from.as_bytes())
+            .unwrap_or_else(|| panic!("{from} is not there"));
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        fs::write(&path, bytes).expect("can be written");
+        let checkpoint = Checkpoint::open(&path).expect("is sound");
+        let findings = checkpoint.findings();
+        assert_eq!(checkpoint.model().is_err(), !findings.is_empty());
+        findings
+    };
+    let text = |findings: Vec<Finding>| -> Vec<String> {
+        findings.iter().map(Finding::to_string).collect()
+    };
+    // Of the same bytes for each number, and so of the same shape.
+    let plain = made(Family::T2v21, Recipe::F8, "F8_E4M3", "F8_E5M2");
+    assert_eq!(plain, [], "fp8 of either kind");
+    let plain = text(made(Family::T2v21, Recipe::F16, "\"F16\"", "\"I16\""));
+    assert_eq!(plain.len(), 1);
+    assert!(
+        plain[0].ends_with("is stored as I16, expected floats, or a quantisation that is decoded"),
+        "{plain:?}"
+    );
+    // A name that says integers, with sign.
+    let int8 = text(made(Family::LongCat, Recipe::Int8, "\"I8\"", "\"U8\""));
+    assert_eq!(int8.len(), 1);
+    assert!(
+        int8[0].contains("weight_int8 is stored as U8, expected I8, as its name says"),
+        "{int8:?}"
+    );
+    // A text that says something else than the weight is, and one that says what is not known.
+    for (from, to, expected) in [
+        (
+            "float8_e4m3fn\"}",
+            "float8_e5m2\"  }",
+            "is stored as F8_E4M3, expected F8_E5M2, as ",
+        ),
+        (
+            "float8_e4m3fn\"}",
+            "int4_tensorwi\"}",
+            "comfy_quant: format \"int4_tensorwi\" is not read",
+        ),
+        (
+            "float8_e4m3fn\"}",
+            "int8_tensorwi\"}",
+            "is stored as F8_E4M3, expected I8, as ",
+        ),
+        (
+            "float8_e4m3fn\"}",
+            "float8_e4m3fnuz",
+            "comfy_quant: it is no JSON of a format",
+        ),
+    ] {
+        let found = text(made(Family::T2v21, Recipe::F8Mixed, from, to));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains(expected), "{found:?}");
+    }
+    let broken = text(made(
+        Family::T2v21,
+        Recipe::F8Mixed,
+        "{\"format\": \"fl",
+        "[\"format\": \"fl",
+    ));
+    assert!(
+        broken[0].contains("comfy_quant: it is no JSON"),
+        "{broken:?}"
+    );
 }

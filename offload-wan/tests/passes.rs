@@ -2,12 +2,14 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+
 use offload_core::executor::Settings;
 use offload_core::model::{PassKind, Residency};
-use offload_core::plan::{Budget, Plan};
+use offload_core::plan::{Budget, Form, Plan};
 use offload_wan::{
-    Checkpoint, Evaluates, Guidance, LayoutError, Part, PassOptions, Recipe, SynthesizeSpec,
-    VaceOrder, Variant, WanModel,
+    Checkpoint, Evaluates, Expert, Group, Guidance, LayoutError, Part, PassOptions, Recipe,
+    SynthesizeSpec, Tokens, VaceOrder, Variant, WanModel,
 };
 
 fn checkpoint(name: &str, scale: u64) -> Checkpoint {
@@ -231,6 +233,7 @@ fn keys_and_values_that_are_kept_are_brought_in_the_first_step_only() {
 
 #[test]
 fn groups_stay_and_blocks_are_the_planners() {
+    let mut groups = BTreeSet::new();
     for &variant in Variant::ALL {
         let model = wan(variant.name(), &PassOptions::default());
         for index in 0..model.model().blocks().len() {
@@ -242,10 +245,19 @@ fn groups_stay_and_blocks_are_the_planners() {
                 "{variant} {part:?}"
             );
             assert_eq!(expert, None);
+            match part {
+                Part::Group(group) => {
+                    assert_eq!(model.model().blocks()[index].name(), group.name());
+                    groups.insert(group);
+                }
+                part => assert!(part.is_block(), "{variant} {part:?}"),
+            }
         }
         let every_block: Vec<usize> = (0..model.model().blocks().len()).collect();
         assert_eq!(model.model().kinds()[0].visits(), every_block, "{variant}");
     }
+    // Each group is one of some variant.
+    assert!(groups.iter().eq(Group::ALL));
 }
 
 #[test]
@@ -259,4 +271,152 @@ fn a_run_has_steps() {
         matches!(error, Err(LayoutError::OutOfRange { .. })),
         "{error:?}"
     );
+}
+
+fn pair(name: &str, options: &PassOptions) -> WanModel {
+    let experts = (checkpoint(name, 16), checkpoint(name, 16));
+    WanModel::pair(&experts.0, &experts.1, None, options).expect("are a pair")
+}
+
+#[test]
+fn what_an_engine_keeps_is_that_of_the_expert_that_computes() {
+    let first = vace(VaceOrder::AllFirst);
+    for (name, options, hints, blocks) in [
+        ("wan2.2-vace-fun-a14b", &first, 8, 0),
+        ("wan2.2-t2v-a14b", &cached(), 0, 40),
+    ] {
+        let d = checkpoint(name, 16).detection().dim;
+        for wan in [wan(name, options), pair(name, options)] {
+            assert_eq!(wan.hint_bytes(1000), hints * 1000 * d * 2, "{name}");
+            // Keys and values.
+            assert_eq!(wan.cached_bytes(512, 0), 2 * blocks * 512 * d * 2, "{name}");
+            let tokens = Tokens {
+                video: 1000,
+                text: 512,
+                image: 0,
+            };
+            let kept = wan.hint_bytes(1000) + wan.cached_bytes(512, 0);
+            assert_eq!(wan.kept_bytes(tokens), kept, "{name}");
+        }
+    }
+}
+
+fn cached() -> PassOptions {
+    PassOptions {
+        cache_cross_attention: true,
+        ..PassOptions::default()
+    }
+}
+
+/// Tensors of block `name` that later steps do not demand.
+fn undemanded<'w>(wan: &'w WanModel, name: &str) -> Vec<&'w str> {
+    let kind = wan.step(None, false)[0].kind;
+    let spec = &wan.model().kinds()[kind.index()];
+    let blocks = wan.model().blocks().iter();
+    let (index, block) = blocks
+        .enumerate()
+        .find(|(_, block)| block.name() == name)
+        .expect("is there");
+    let tensors = block.tensors().iter().enumerate();
+    let left = tensors.filter(|(tensor, _)| !spec.demands(index, *tensor));
+    let mut names: Vec<&str> = left.map(|(_, tensor)| tensor.name()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn later_steps_leave_out_all_that_makes_keys_and_values_and_nothing_else() {
+    let text = [
+        "cross_attn.k.bias",
+        "cross_attn.k.weight",
+        "cross_attn.norm_k.weight",
+        "cross_attn.v.bias",
+        "cross_attn.v.weight",
+    ];
+    let image = [
+        "cross_attn.k_img.bias",
+        "cross_attn.k_img.weight",
+        "cross_attn.norm_k_img.weight",
+        "cross_attn.v_img.bias",
+        "cross_attn.v_img.weight",
+    ];
+    let mut both = [text, image].concat();
+    both.sort_unstable();
+    for (name, block, expected) in [
+        ("wan2.1-t2v-14b", "blocks.39", &text[..]),
+        ("wan2.1-i2v-14b", "blocks.0", &both),
+        ("wan2.1-vace-14b", "vace_blocks.7", &text),
+        ("longcat-video", "blocks.47", &text),
+        ("wan2.1-i2v-14b", "img_emb", &[]),
+        // Their keys and values are of sound or of a face that changes.
+        ("wan2.2-s2v-14b", "audio_injector.3", &[]),
+        ("wan2.2-animate-14b", "fuser_blocks.3", &[]),
+    ] {
+        assert_eq!(undemanded(&wan(name, &cached()), block), expected, "{name}");
+    }
+    // What belongs to such a weight goes with it.
+    let spec = SynthesizeSpec {
+        recipe: Recipe::F8Mixed,
+        dim: 128,
+        ffn_dim: 256,
+        ..SynthesizeSpec::default()
+    };
+    let tensors = spec.describe().expect("widths fit");
+    let scaled = Checkpoint::from_tensors(tensors).expect("names are unique");
+    let scaled = WanModel::new(&scaled, &cached()).expect("is whole");
+    let left = undemanded(&scaled, "blocks.1");
+    for leaf in ["comfy_quant", "weight_scale"] {
+        for owner in ["cross_attn.k", "cross_attn.v"] {
+            let name = format!("{owner}.{leaf}");
+            assert!(left.contains(&name.as_str()), "{name} in {left:?}");
+        }
+    }
+    assert_eq!(left.len(), text.len() + 4);
+}
+
+#[test]
+fn a_change_of_expert_that_is_not_told_takes_as_much_longer_as_a_cold_pass() {
+    let wan = pair("wan2.2-t2v-a14b", &PassOptions::default());
+    let bytes = |index: &usize| -> u64 {
+        let tensors = wan.model().blocks()[*index].tensors().iter();
+        tensors.map(|tensor| tensor.source().len()).sum()
+    };
+    // A window for what comes next, so that a hint has something to bring. Each block computes for a second and is
+    // brought in half of it.
+    let block = wan.model().kinds()[1].visits()[10];
+    let seconds = wan.model().kinds().iter().map(|kind| {
+        let visits = kind.visits().iter();
+        let seconds = visits.map(|index| f64::from(u8::from(wan.part(*index).0.is_block())));
+        seconds.collect()
+    });
+    let mut settings = Settings {
+        blocks_ahead: Some(2),
+        ..Settings::default()
+    };
+    settings.costs.compute_s = seconds.collect();
+    settings.costs.rates.wire_bytes_per_s = 2.0 * bytes(&block) as f64;
+    settings.costs.rates.upload_latency_s = 0.0;
+    let plan = settings.plan(&settings.workload(wan.model(), true), Budget::Least);
+    let plan = plan.expect("a plan exists");
+    let change = wan.expert_change(&plan).expect("is a pair");
+    let low = &plan.kinds[wan.step(Some(Expert::Low), true)[0].kind.index()];
+    assert_eq!(change.hinted_pass_s, low.predicted_pass_s);
+    assert!(change.unhinted_s > 0.0);
+    assert_eq!(
+        change.unhinted_s,
+        low.predicted_cold_pass_s - low.predicted_pass_s
+    );
+    // The first block of the other expert arrives while nothing computes; all others arrive behind it.
+    let is_streamed = |block: &&offload_core::plan::BlockPlan| {
+        block.form == Form::Streamed && block.block.starts_with("low.")
+    };
+    assert_eq!(plan.blocks.iter().filter(is_streamed).count(), 40);
+    assert!((change.unhinted_s - 0.5).abs() < 0.05, "{change:?}");
+    // Everything resident: nothing has to be brought.
+    let whole = settings.plan(
+        &settings.workload(wan.model(), true),
+        Budget::Bytes(1 << 40),
+    );
+    let change = wan.expert_change(&whole.expect("a plan exists"));
+    assert_eq!(change.expect("is a pair").unhinted_s, 0.0);
 }

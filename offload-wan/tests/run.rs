@@ -4,10 +4,13 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use offload_core::cpu::CpuDevice;
+use offload_core::encoding::Encoding;
 use offload_core::executor::{ArrivalPolicy, DeviceBudget, Offload, OffloadBuilder};
 use offload_core::model::PassKind;
 use offload_core::plan::Form;
+use offload_core::swappable::TensorSpec;
 use offload_core::testing::{Observed, Recorder};
 use offload_wan::{
     BlockSwap, Checkpoint, Expert, Family, LayoutError, Naming, PassOptions, Recipe,
@@ -386,7 +389,8 @@ fn a_variant_that_was_chosen_and_is_no_pair_is_refused_without_a_boundary() {
     assert!(boundary(&named[0], &open[0], None).is_err());
     let taken = |name: &str| {
         let variant = Variant::from_name(name).expect("is published");
-        open.clone().map(|checkpoint| checkpoint.taken_for(variant))
+        open.clone()
+            .map(|checkpoint| checkpoint.taken_for(variant).expect("may be"))
     };
     let [high, low] = taken("wan2.1-t2v-14b");
     assert!(boundary(&high, &low, None).is_err());
@@ -438,6 +442,21 @@ fn the_same_files_are_no_pair_however_they_are_called() {
         let error = error.expect_err("are the same").to_string();
         assert!(error.contains("cannot be both experts"), "{error}");
     }
+    // One of several is one too many.
+    let copy = dir.path().join("copy.safetensors");
+    std::fs::copy(&shards[0], &copy).expect("can be copied");
+    let mut mixed = shards.clone();
+    mixed[0] = copy;
+    let mixed = Checkpoint::open_all(&mixed).expect("is sound");
+    let error = WanModel::pair(&high, &mixed, given, &PassOptions::default());
+    let error = error.expect_err("share shards").to_string();
+    let (one, count) = (shards[1].display().to_string(), shards.len());
+    assert!(error.contains(&one), "{error}");
+    assert!(
+        error.contains(&format!("{} of {count} files", count - 1)),
+        "{error}"
+    );
+    assert!(!error.contains(&shards[0].display().to_string()), "{error}");
     // Others with the same contents are others.
     let copied: Vec<_> = (shards.iter().enumerate())
         .map(|(nth, shard)| {
@@ -467,11 +486,37 @@ fn what_is_no_pair_is_refused() {
         ..small(Family::T2v22)
     };
     let wider = made(&dir, "wider.gguf", &wider);
-    assert!(refused(&high, &wider).contains("shape"));
+    let error = refused(&high, &wider);
+    assert!(
+        error.contains("patch_embedding.bias: shape [128] against [256]"),
+        "{error}"
+    );
     let longer = SynthesizeSpec {
         block_count: 7,
         ..small(Family::T2v22)
     };
     let longer = made(&dir, "longer.gguf", &longer);
-    assert!(refused(&high, &longer).contains("blocks and groups"));
+    let error = refused(&high, &longer);
+    assert!(
+        error.ends_with("only that for high noise has nothing more, only the other blocks.6"),
+        "{error}"
+    );
+    // A tensor more in one of them, and one of another name.
+    let with = |checkpoint: &Checkpoint, name: &str| {
+        let mut tensors = checkpoint.tensors().to_vec();
+        let extra = TensorSpec::new(name, [2], Encoding::F32, Bytes::from(vec![0; 8]));
+        tensors.push(extra.expect("lengths fit"));
+        Checkpoint::from_tensors(tensors).expect("names are unique")
+    };
+    let more = with(&high, "blocks.0.lora");
+    let error = refused(&more, &low);
+    assert!(
+        error.ends_with("in blocks.0: 28 tensors against 27"),
+        "{error}"
+    );
+    let error = refused(&more, &with(&low, "blocks.0.adapter"));
+    assert!(
+        error.ends_with("in blocks.0.lora: shape [2] against none"),
+        "{error}"
+    );
 }

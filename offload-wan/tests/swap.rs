@@ -6,14 +6,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use offload_core::cpu::CpuDevice;
-use offload_core::executor::{Costs, DeviceBudget, Offload, Settings};
+use offload_core::executor::{Costs, DeviceBudget, Offload, Settings, Span};
 
 use offload_core::model::{PassKind, Residency};
 use offload_core::plan::{Budget, Form, Plan, Rates, Tier};
 use offload_core::swappable::Swappable;
 use offload_wan::{
-    BlockSwap, Checkpoint, PassOptions, Recipe, SynthesizeSpec, Variant, WanModel, Which,
-    synthesize,
+    BlockSwap, Checkpoint, Guidance, PassOptions, Recipe, SwapError, SynthesizeSpec, Tokens,
+    VaceOrder, Variant, WanModel, Which, synthesize,
 };
 
 fn described(name: &str, recipe: Recipe, scale: u64) -> WanModel {
@@ -306,34 +306,113 @@ impl tracing::Subscriber for Lines {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
+/// What `act` tells.
+fn told(act: impl FnOnce()) -> Vec<String> {
+    let lines = Lines::default();
+    tracing::subscriber::with_default(lines.clone(), act);
+    let lines = lines.0.lock().expect("no thread panicked");
+    lines.clone()
+}
+
 #[test]
 fn debugging_tells_what_is_done_in_the_originals_words() {
-    let wan = described("longcat-video", Recipe::BF16, 8);
-    let told = |block_swap_debug| {
-        let lines = Lines::default();
-        tracing::subscriber::with_default(lines.clone(), || {
-            let swap = BlockSwap {
-                blocks_to_swap: 20,
-                which: Which::Last,
-                block_swap_debug,
-                ..none()
-            };
+    let of = |wan: &WanModel, swap: BlockSwap| {
+        told(|| {
             swap.apply(wan.clone()).expect("is in range");
-        });
-        let lines = lines.0.lock().expect("no thread panicked");
-        lines.clone()
+        })
     };
-    assert_eq!(told(false), [""; 0]);
-    let lines = told(true);
-    for line in [
-        "[BlockSwap] Total blocks: 48",
-        "[BlockSwap] Keeping on GPU: blocks 0-27",
-        "[BlockSwap] Offloading to CPU: blocks 28-47",
-        "[BlockSwap] GPU blocks: 28",
-        "[BlockSwap] CPU blocks: 20",
-    ] {
-        assert!(lines.iter().any(|told| told == line), "{line} in {lines:?}");
-    }
+    let long_cat = described("longcat-video", Recipe::BF16, 8);
+    let swap = BlockSwap {
+        blocks_to_swap: 20,
+        which: Which::Last,
+        ..none()
+    };
+    assert_eq!(of(&long_cat, swap), [""; 0]);
+    let swap = BlockSwap {
+        block_swap_debug: true,
+        ..swap
+    };
+    let lazy = "[BlockSwap] Using LAZY LOADING - blocks loaded directly to target device";
+    assert_eq!(
+        of(&long_cat, swap),
+        [
+            lazy,
+            "[BlockSwap] Total blocks: 48",
+            "[BlockSwap] Keeping on GPU: blocks 0-27",
+            "[BlockSwap] Offloading to CPU: blocks 28-47",
+            "[BlockSwap] GPU blocks: 28",
+            "[BlockSwap] CPU blocks: 20",
+        ]
+    );
+    // Embeddings and VACE blocks have lines of their own.
+    let checkpoint = checkpoint_of("wan2.1-i2v-14b");
+    let i2v = WanModel::new(&checkpoint, &PassOptions::default()).expect("is whole");
+    let lines = of(
+        &i2v,
+        BlockSwap {
+            offload_txt_emb: true,
+            offload_img_emb: true,
+            ..swap
+        },
+    );
+    assert_eq!(
+        lines[4..6],
+        [
+            "[BlockSwap] Offloaded text_embedding to CPU",
+            "[BlockSwap] Offloaded img_emb to CPU"
+        ]
+    );
+    let vace = described("wan2.1-vace-14b", Recipe::BF16, 8);
+    assert_eq!(of(&vace, swap)[4], "[BlockSwap] VACE: 4/8 blocks offloaded");
+    // A pair has lines for each expert, and sums.
+    let name = "wan2.2-t2v-a14b";
+    let experts = (checkpoint_of(name), checkpoint_of(name));
+    let pair = WanModel::pair(&experts.0, &experts.1, None, &PassOptions::default());
+    assert_eq!(
+        of(&pair.expect("are a pair"), swap),
+        [
+            lazy,
+            "[BlockSwap] Total blocks, high noise: 40",
+            "[BlockSwap] Keeping on GPU, high noise: blocks 0-19",
+            "[BlockSwap] Offloading to CPU, high noise: blocks 20-39",
+            "[BlockSwap] Total blocks, low noise: 40",
+            "[BlockSwap] Keeping on GPU, low noise: blocks 0-19",
+            "[BlockSwap] Offloading to CPU, low noise: blocks 20-39",
+            "[BlockSwap] GPU blocks: 40",
+            "[BlockSwap] CPU blocks: 40",
+        ]
+    );
+}
+
+#[test]
+fn debugging_tells_what_each_fetched_visit_took() {
+    let span = |stage, block: &str, pass, begin_s, end_s| Span {
+        block: block.to_owned(),
+        stage,
+        pass,
+        begin_s,
+        end_s,
+    };
+    let spans = [
+        span("upload", "blocks.1", 0, 0.0, 0.5),
+        span("decode", "blocks.1", 0, 0.5, 0.75),
+        span("compute", "blocks.0", 0, 0.0, 1.0),
+        span("compute", "blocks.1", 0, 1.0, 2.0),
+        span("stall", "blocks.1", 0, 1.0, 1.0625),
+        span("compute", "blocks.1", 1, 3.0, 7.0),
+    ];
+    let swap = BlockSwap {
+        block_swap_debug: true,
+        ..none()
+    };
+    assert_eq!(
+        told(|| swap.log_spans(&spans)),
+        [
+            "[BlockSwap] Block blocks.1 pass 0: transfer_time=0.5000s, decode_time=0.2500s, stall_time=0.0625s, \
+             compute_time=1.0000s"
+        ]
+    );
+    assert_eq!(told(|| none().log_spans(&spans)), [""; 0]);
 }
 
 #[test]
@@ -427,22 +506,29 @@ fn fetched(wan: &WanModel) -> Vec<&str> {
     fetched.map(|(_, block)| block.name()).collect()
 }
 
+/// In bf16, at a sixteenth of its widths.
+fn checkpoint_of(name: &str) -> Checkpoint {
+    let variant = Variant::from_name(name).expect("is published");
+    let spec = SynthesizeSpec::of_variant(variant, Recipe::BF16, 16, 0).expect("has a size");
+    let tensors = spec.describe().expect("widths fit");
+    Checkpoint::from_tensors(tensors).expect("names are unique")
+}
+
 #[test]
 fn in_a_pair_both_experts_blocks_are_swapped() {
-    let checkpoint = |name: &str| {
-        let variant = Variant::from_name(name).expect("is published");
-        let spec = SynthesizeSpec::of_variant(variant, Recipe::BF16, 16, 0).expect("has a size");
-        let tensors = spec.describe().expect("widths fit");
-        Checkpoint::from_tensors(tensors).expect("names are unique")
-    };
     for (name, boundary) in [
         ("wan2.2-i2v-a14b", None),
         ("wan2.2-vace-fun-a14b", None),
         ("wan2.2-animate-14b", Some(0.9)),
     ] {
-        let one = checkpoint(name);
+        let one = checkpoint_of(name);
         let alone = WanModel::new(&one, &PassOptions::default()).expect("is whole");
-        let pair = WanModel::pair(&one, &checkpoint(name), boundary, &PassOptions::default());
+        let pair = WanModel::pair(
+            &one,
+            &checkpoint_of(name),
+            boundary,
+            &PassOptions::default(),
+        );
         let pair = pair.expect("are a pair");
         for which in [Which::Spread, Which::Last] {
             let swap = BlockSwap {
@@ -529,7 +615,7 @@ fn recommendations_are_the_fewest_blocks_that_fit() {
         );
         for bytes in &arenas {
             let fewest = arenas.iter().position(|arena| arena <= bytes);
-            let recommended = BlockSwap::recommended(&wan, &settings, *bytes, 0);
+            let recommended = BlockSwap::recommended(&wan, &settings, *bytes, 0, Tokens::default());
             let recommended = recommended.expect("can be planned").expect("fits");
             let count = usize::try_from(recommended.options.blocks_to_swap).expect("is small");
             assert_eq!(Some(count), fewest, "{name} in {bytes}");
@@ -550,9 +636,10 @@ fn recommendations_fit_their_cards_with_as_few_blocks_as_will_do() {
         let mut last = u64::MAX;
         for gib in [8u64, 12, 16, 24] {
             let (card, reserve) = (gib << 30, 3 << 30);
-            let recommended = BlockSwap::recommended(&wan, &settings, card, reserve)
-                .expect("can be planned")
-                .expect("fits");
+            let recommended =
+                BlockSwap::recommended(&wan, &settings, card, reserve, Tokens::default())
+                    .expect("can be planned")
+                    .expect("fits");
             assert!(
                 recommended.plan.arena_bytes <= card - reserve,
                 "{name} on {gib} GiB"
@@ -576,6 +663,116 @@ fn recommendations_fit_their_cards_with_as_few_blocks_as_will_do() {
         }
     }
     let wan = described("wan2.1-t2v-14b", Recipe::F32, 1);
-    let none = BlockSwap::recommended(&wan, &Settings::default(), 2 << 30, 1 << 30);
+    let none = BlockSwap::recommended(
+        &wan,
+        &Settings::default(),
+        2 << 30,
+        1 << 30,
+        Tokens::default(),
+    );
     assert!(none.expect("can be planned").is_none());
+}
+
+#[test]
+fn an_embedding_is_fetched_only_where_that_saves_memory() {
+    let of = |recipe, swap: BlockSwap| {
+        let wan = described("wan2.1-t2v-1.3b", recipe, 1);
+        match swap.apply(wan.clone()) {
+            Ok(_) => Ok(plan(&wan, &swap, 0.5).arena_bytes),
+            Err(error) => Err(error),
+        }
+    };
+    let text = BlockSwap {
+        offload_txt_emb: true,
+        ..none()
+    };
+    for recipe in [Recipe::Q4KM, Recipe::BF16, Recipe::F32] {
+        // Alone it would need a window of its own size, and often staging.
+        let Err(SwapError::NoSaving {
+            option,
+            with_bytes,
+            without_bytes,
+        }) = of(recipe, text)
+        else {
+            panic!("{recipe:?} saves");
+        };
+        assert_eq!(option, "offload_txt_emb");
+        assert!(with_bytes >= without_bytes, "{recipe:?}");
+        assert_eq!(of(recipe, none()).expect("is nothing"), without_bytes);
+        // Beside fetched blocks it leaves what it takes: 4096 by 1536 and 1536 by 1536 in bf16.
+        let blocks = BlockSwap {
+            blocks_to_swap: 10,
+            ..none()
+        };
+        let with = BlockSwap {
+            offload_txt_emb: true,
+            ..blocks
+        };
+        let saved = of(recipe, blocks).expect("fits") - of(recipe, with).expect("saves");
+        let matrices = 2 * 1536 * (4096 + 1536);
+        assert!(
+            (matrices..matrices + (64 << 10)).contains(&saved),
+            "{saved}"
+        );
+    }
+    let error = of(Recipe::Q4KM, text).expect_err("costs").to_string();
+    assert!(error.contains("offload_txt_emb saves nothing"), "{error}");
+    assert!(error.contains(" bytes, without it "), "{error}");
+    // A preset is the original's as far as it helps, and what is recommended can be applied.
+    let small = described("wan2.1-t2v-14b", Recipe::Q4KM, 64);
+    let preset = BlockSwap::preset("8gb", &small).expect("is a preset");
+    let applied = preset.apply(small.clone());
+    applied.expect("is what there is to do");
+    let full = BlockSwap::preset("8gb", &described("wan2.1-t2v-1.3b", Recipe::Q4KM, 1));
+    assert!(full.expect("is a preset").offload_txt_emb);
+}
+
+#[test]
+fn recommendations_leave_room_for_what_the_engine_keeps() {
+    let variant = Variant::from_name("wan2.1-vace-14b").expect("is published");
+    let spec = SynthesizeSpec::of_variant(variant, Recipe::Q4KM, 1, 0).expect("has a size");
+    let tensors = spec.describe().expect("widths fit");
+    let checkpoint = Checkpoint::from_tensors(tensors).expect("names are unique");
+    let tokens = Tokens {
+        video: 32_760,
+        text: 512,
+        image: 0,
+    };
+    let settings = Settings::default();
+    let (card, reserve) = (12 << 30, 2 << 30);
+    let recommended = |options: &PassOptions| {
+        let wan = WanModel::new(&checkpoint, options).expect("is whole");
+        let found = BlockSwap::recommended(&wan, &settings, card, reserve, tokens);
+        let found = found.expect("can be planned").expect("fits");
+        assert_eq!(found.kept_bytes, wan.kept_bytes(tokens));
+        assert!(found.plan.arena_bytes + found.kept_bytes <= card - reserve);
+        found
+    };
+    let plain = recommended(&PassOptions::default());
+    assert_eq!(plain.kept_bytes, 0);
+    let hints = recommended(&PassOptions {
+        vace: VaceOrder::AllFirst,
+        ..PassOptions::default()
+    });
+    assert_eq!(hints.kept_bytes, 8 * 32_760 * 5120 * 2);
+    assert!(hints.options.blocks_to_swap > plain.options.blocks_to_swap);
+    let lockstep = recommended(&PassOptions {
+        vace: VaceOrder::AllFirst,
+        guidance: Guidance::Lockstep,
+        ..PassOptions::default()
+    });
+    assert_eq!(lockstep.kept_bytes, 2 * hints.kept_bytes);
+    let cached = |guidance| {
+        recommended(&PassOptions {
+            cache_cross_attention: true,
+            guidance,
+            ..PassOptions::default()
+        })
+        .kept_bytes
+    };
+    // Main blocks and those of VACE attend to the text.
+    let one = (40 + 8) * 512 * 5120 * 2 * 2;
+    assert_eq!(cached(Guidance::Off), one);
+    assert_eq!(cached(Guidance::Separate), 2 * one);
+    assert_eq!(cached(Guidance::Lockstep), 2 * one);
 }

@@ -9,7 +9,7 @@
 use candle_core::{D, Device, Tensor};
 use offload_core::cpu::CpuDevice;
 use offload_core::executor::Pass;
-use offload_wan::{Checkpoint, Family, Part, WanModel};
+use offload_wan::{Checkpoint, Family, Group, Part, WanModel};
 
 use crate::Result;
 use crate::weights::{Weights, normalised};
@@ -133,10 +133,10 @@ impl<'a> Visits<'a> {
 
     fn group<T>(
         &mut self,
-        name: &'static str,
+        group: Group,
         compute: impl FnOnce(&Weights<'_>) -> Result<T>,
     ) -> Result<T> {
-        self.next(Part::Group(name), compute)
+        self.next(Part::Group(group), compute)
     }
 }
 
@@ -160,22 +160,24 @@ pub fn velocity(
         None => latents.clone(),
     };
 
-    let hidden = visits.group("patch_embedding", |weights| {
+    let hidden = visits.group(Group::PatchEmbedding, |weights| {
         weights.linear("", &patches(&latents, grid)?)
     })?;
     let (_, tokens, dim) = hidden.dims3()?;
     let mut hidden = hidden.expand((batch, tokens, dim))?.contiguous()?;
-    let text = visits.group("text_embedding", |weights| {
+    let text = visits.group(Group::TextEmbedding, |weights| {
         weights.linear("2", &weights.linear("0", &conditions.text)?.gelu()?)
     })?;
-    let time = visits.group("time_embedding", |weights| {
+    let time = visits.group(Group::TimeEmbedding, |weights| {
         weights.linear("2", &weights.linear("0", &sinusoid(timestep)?)?.silu()?)
     })?;
-    let modulation = visits.group("time_projection", |weights| {
+    let modulation = visits.group(Group::TimeProjection, |weights| {
         Ok(weights.linear("1", &time.silu()?)?.reshape((6, dim))?)
     })?;
     let image = match &conditions.image {
-        Some(image) => Some(visits.group("img_emb", |weights| image_embedding(weights, image))?),
+        Some(image) => {
+            Some(visits.group(Group::ImgEmb, |weights| image_embedding(weights, image))?)
+        }
         None => None,
     };
     let beside = Beside {
@@ -188,7 +190,7 @@ pub fn velocity(
         hidden = visits.next(Part::Main(index), |weights| block(weights, hidden, &beside))?;
     }
     let time = time.reshape((1, dim))?;
-    let patches = visits.group("head", |weights| head(weights, &hidden, &time))?;
+    let patches = visits.group(Group::Head, |weights| head(weights, &hidden, &time))?;
     unpatched(&patches, grid, config.out_channels)
 }
 

@@ -141,7 +141,7 @@ fn shards_that_are_not_there_are_named() {
     let folder = folder();
     fs::remove_file(folder.path().join("one")).unwrap();
     let path = with_index(&folder, map(WHOLE));
-    assert!(refusal(&path).contains("names 1 shard that are not there: one"));
+    assert!(refusal(&path).contains("lacks 1 shard that it names: one"));
     let many: Vec<_> = (0..20)
         .map(|i| (format!("t{i}"), format!("s{i:02}")))
         .collect();
@@ -150,7 +150,7 @@ fn shards_that_are_not_there_are_named() {
     let error = Safetensors::open(&path).unwrap_err();
     let line = error.to_string();
     assert!(
-        line.contains("names 20 shards") && line.ends_with("s06, s07, ..."),
+        line.contains("lacks 20 shards") && line.ends_with("s06, s07, ..."),
         "{line}"
     );
     assert!(matches!(error, SafetensorsError::MissingShards { shards, .. } if shards.len() == 20));
@@ -280,9 +280,7 @@ fn links_lead_to_shards_but_their_folder_is_the_link_s() {
     symlink(blobs.path().join("index"), snapshot.path().join(INDEX)).unwrap();
     let error = Safetensors::open(snapshot.path().join(INDEX)).unwrap_err();
     assert!(
-        error
-            .to_string()
-            .contains("names 2 shards that are not there"),
+        error.to_string().contains("lacks 2 shards that it names"),
         "{error}"
     );
     for shard in ["one", "two"] {

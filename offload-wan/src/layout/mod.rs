@@ -9,7 +9,7 @@ mod modules;
 use offload_core::swappable::{Role, TensorSpec};
 
 use crate::names::{Convention, List, Place};
-use crate::variant::{Marker, Modules};
+use crate::variant::{FAMILIES, Marker, Modules};
 
 pub(crate) use expected::{Expected, PATCH_LEN, Widths};
 pub(crate) use modules::PATCH_EMBEDDING;
@@ -18,35 +18,6 @@ use modules::{
     ROOT_ANIMATE, ROOT_CAMERA, ROOT_FIRST_LAST, ROOT_HUMO, ROOT_IMAGE, ROOT_LONG_CAT, ROOT_MASK,
     ROOT_POSE, ROOT_REFERENCE, ROOT_SOUND, ROOT_VACE, VACE, VACE_FIRST,
 };
-
-/// Groups outside the blocks, in the order of use; the last is used after the blocks.
-pub(crate) const GROUPS: &[&str] = &[
-    "patch_embedding",
-    "patch_embedding_pose",
-    "patch_embedding_mask",
-    "pose_patch_embedding",
-    "ref_conv",
-    "control_adapter",
-    "cond_encoder",
-    "trainable_cond_mask",
-    "frame_packer",
-    "casual_audio_encoder",
-    "audio_proj",
-    "motion_encoder",
-    "face_encoder",
-    "text_embedding",
-    "time_embedding",
-    "time_projection",
-    "img_emb",
-    "vace_patch_embedding",
-    "head",
-];
-
-/// Which group the tensor `name` outside the blocks is in.
-pub(crate) fn group_of(name: &str) -> Option<&'static str> {
-    let (root, _) = name.split_once('.')?;
-    GROUPS.iter().copied().find(|known| *known == root)
-}
 
 /// After which main blocks audio injectors run, as far as there are such blocks.
 const INJECTED_AFTER: [u64; 12] = [0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39];
@@ -118,10 +89,9 @@ impl Layout {
         if modules.reference {
             root.push(ROOT_REFERENCE);
         }
-        let count_of = |of: List| {
-            (0..block_count)
-                .take_while(move |&index| runs_after(of, index, block_count, 0).is_some())
-        };
+        // By arithmetic: the number may be absurd.
+        let injectors = INJECTED_AFTER.iter().filter(|after| **after < block_count);
+        let fusers = block_count.div_ceil(FUSED_EVERY);
         let mut more = Vec::new();
         match modules.marker {
             Marker::Plain | Marker::LongCat => {}
@@ -136,7 +106,7 @@ impl Layout {
             Marker::Camera => root.push(ROOT_CAMERA),
             Marker::Sound => {
                 root.push(ROOT_SOUND);
-                let count = count_of(List::Injector).count() as u64;
+                let count = injectors.count() as u64;
                 more.push(list(List::Injector, count, every(&[INJECTOR])));
             }
             Marker::Humo => {
@@ -146,8 +116,7 @@ impl Layout {
             Marker::Animate => {
                 root.push(ROOT_ANIMATE);
                 root.extend(MOTION_STAGES);
-                let count = count_of(List::Fuser).count() as u64;
-                more.push(list(List::Fuser, count, every(&[FUSER])));
+                more.push(list(List::Fuser, fusers, every(&[FUSER])));
             }
             Marker::Scail => root.push(ROOT_POSE),
             Marker::Scail2 => root.extend([ROOT_POSE, ROOT_MASK]),
@@ -207,6 +176,23 @@ impl Layout {
         }
         Some(all)
     }
+}
+
+/// Every tensor that some WAN transformer has, or LongCat-Video: block 0 of each list, and all outside.
+pub(crate) fn every_tensor(long_cat: bool) -> Vec<(Place, &'static str)> {
+    let markers = FAMILIES.iter().map(|entry| entry.marker);
+    let layouts = markers
+        .filter(|marker| (*marker == Marker::LongCat) == long_cat)
+        .map(|marker| Layout::new(Modules::all(marker), 1, 1));
+    let all = layouts.flat_map(|layout| {
+        let blocks = layout.lists.iter().flat_map(|list| {
+            let place = Place::Block(list.list, 0);
+            list.tensors(0).map(move |expected| (place, expected.name))
+        });
+        let root = layout.root().map(|expected| (Place::Root, expected.name));
+        blocks.chain(root).collect::<Vec<_>>()
+    });
+    all.collect()
 }
 
 /// A tensor as a file has it.

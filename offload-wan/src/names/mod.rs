@@ -136,10 +136,9 @@ impl Convention {
                 continue;
             };
             let place = Place::Block(numbered.list, index);
-            let rest = rest
-                .strip_prefix(self.wrapper_in(numbered.list))
-                .unwrap_or(rest);
-            return match self.translated(&[numbered.rows], rest) {
+            let wrapped = rest.strip_prefix(self.wrapper_in(numbered.list));
+            let names = wrapped.and_then(|rest| self.translated(&[numbered.rows], rest));
+            return match names {
                 Some(names) => Meaning {
                     place,
                     names: names
@@ -160,6 +159,16 @@ impl Convention {
             known: names.is_some(),
             names: names.map_or_else(|| vec![name.to_owned()], Iterator::collect),
         }
+    }
+
+    /// What stands before the number of the block that `name` is in, and what comes after it; the name itself if it is in
+    /// none.
+    pub(crate) fn numbered<'a>(&self, name: &'a str) -> (Option<&'static str>, &'a str) {
+        let found = self.lists.iter().find_map(|numbered| {
+            let (_, rest) = name.strip_prefix(numbered.file).and_then(split_number)?;
+            Some((Some(numbered.file), rest))
+        });
+        found.unwrap_or((None, name))
     }
 
     /// Canonical names of the tensor `rest` of a place; `None` if it means nothing.
@@ -387,29 +396,14 @@ pub(crate) fn of_naming(naming: Naming, long_cat: bool) -> Option<&'static Conve
     }
 }
 
-/// The convention of these names, without their prefix, and a name that tells.
-pub(crate) fn convention<'a>(
-    names: impl Iterator<Item = &'a str>,
-) -> (&'static Convention, Option<&'a str>) {
-    for name in names {
-        let (first, rest) = name.split_once('.').unwrap_or((name, ""));
-        let in_block = (first == "blocks").then(|| split_number(rest)).flatten();
-        let convention = match (first, in_block) {
-            ("condition_embedder", _) => &WAN_DIFFUSERS,
-            ("x_embedder" | "final_layer", _) => &LONG_CAT_NATIVE,
-            (_, Some((_, rest))) => match rest.split('.').next() {
-                Some("attn1" | "attn2" | "scale_shift_table") => &WAN_DIFFUSERS,
-                Some("block") => &WAN_WRAPPED,
-                Some("adaLN_modulation" | "pre_crs_attn_norm") => &LONG_CAT_NATIVE,
-                Some("modulation") if leaf(rest, "modulation.1").is_some() => &LONG_CAT_REPACKED,
-                _ => continue,
-            },
-            _ => continue,
-        };
-        return (convention, Some(name));
-    }
-    (&WAN_NATIVE, None)
-}
+/// Every convention, in the order in which they are asked.
+pub(crate) const CONVENTIONS: [&Convention; 5] = [
+    &WAN_NATIVE,
+    &WAN_WRAPPED,
+    &WAN_DIFFUSERS,
+    &LONG_CAT_NATIVE,
+    &LONG_CAT_REPACKED,
+];
 
 #[cfg(test)]
 mod pinned;
@@ -418,13 +412,7 @@ mod pinned;
 mod tests {
     use super::*;
 
-    const ALL: [&Convention; 5] = [
-        &WAN_NATIVE,
-        &WAN_WRAPPED,
-        &WAN_DIFFUSERS,
-        &LONG_CAT_NATIVE,
-        &LONG_CAT_REPACKED,
-    ];
+    const ALL: [&Convention; 5] = CONVENTIONS;
 
     fn block(list: List, index: u64) -> Place {
         Place::Block(list, index)

@@ -86,7 +86,7 @@ pub enum SafetensorsError {
         source: SpecError,
     },
     /// Files that an index names are not there.
-    #[error("{path} names {} that are not there: {}", Counted(shards.len(), "shard"), Listed(shards), path = path.display())]
+    #[error("{path} lacks {} that it names: {}", Counted(shards.len(), "shard"), Listed(shards), path = path.display())]
     MissingShards {
         /// The index.
         path: PathBuf,
