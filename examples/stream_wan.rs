@@ -359,14 +359,7 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
         synthesize(&SynthesizeSpec::default(), &path)?;
         Checkpoint::open(path)?
     } else {
-        let checkpoint = Checkpoint::open_all(&arguments.files)?;
-        match arguments.variant {
-            Some(_) if checkpoint.detection().naming.is_none() => {
-                return Err("--variant: this is no WAN transformer".into());
-            }
-            Some(variant) => checkpoint.taken_for(variant),
-            None => checkpoint,
-        }
+        taken_for(Checkpoint::open_all(&arguments.files)?, arguments.variant)?
     };
     let (passes, asked) = (arguments.passes, &arguments.which_passes);
     let per_step = match asked.guidance {
@@ -375,6 +368,9 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
     };
     let steps = passes.div_ceil(per_step);
     let low = arguments.low.open()?;
+    let low = low
+        .map(|low| taken_for(low, arguments.variant))
+        .transpose()?;
     // Opened before: a run of hours must not end with a bad path.
     let trace = arguments.trace.as_ref();
     let trace = trace.map(|path| Output::open(path, [&checkpoint].into_iter().chain(&low), &[]));
@@ -404,6 +400,17 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
             job.run(engine, out)
         }
         None => job.run(CpuEngine::new(), out),
+    }
+}
+
+/// What the checkpoint is by the caller's word, if there is one.
+fn taken_for(checkpoint: Checkpoint, variant: Option<Variant>) -> Result<Checkpoint, &'static str> {
+    match variant {
+        None => Ok(checkpoint),
+        Some(_) if checkpoint.detection().naming.is_none() => {
+            Err("--variant: this is no WAN transformer")
+        }
+        Some(variant) => Ok(checkpoint.taken_for(variant)),
     }
 }
 

@@ -485,6 +485,18 @@ fn a_variant_that_is_said_is_what_it_is_taken_for() {
     let arguments = [&path, "--passes", "1", "--json"];
     let of = |more: &[&str]| support::json(&PROGRAM, &[&arguments[..], more].concat());
     assert_eq!(of(&[])["variant"], "wan2.1-t2v");
+    // Both files of a pair are taken for it.
+    let other = made(&folder, "other.gguf", &SynthesizeSpec { seed: 1, ..spec });
+    let pair = of(&["--low", &other, "--variant", "wan2.2-t2v-a14b"]);
+    assert_eq!(pair["variant"], "wan2.2-t2v-a14b");
+    let mut writer = Writer::new();
+    writer.tensor("t", vec![4], Encoding::F32, vec![0; 16]);
+    writer
+        .write_to(fs::File::create(&other).expect("can be made"))
+        .expect("can be written");
+    let arguments = [&path, "--low", &other, "--variant", "wan2.2-t2v-a14b"];
+    let line = support::refused(&PROGRAM, &arguments);
+    assert!(line.contains("--variant: this is no WAN"), "{line}");
     let said = support::refused(&PROGRAM, &[&path, "--variant", "wan2.1-vace-14b"]);
     assert!(said.contains("vace_blocks.0 is missing"), "{said}");
     assert_eq!(
