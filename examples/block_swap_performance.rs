@@ -39,6 +39,8 @@
 mod cuda;
 #[path = "support/engine.rs"]
 mod engine;
+#[path = "support/inputs.rs"]
+mod inputs;
 #[path = "support/matrix.rs"]
 mod matrix;
 #[path = "support/output.rs"]
@@ -90,7 +92,7 @@ struct Arguments {
     #[arg(long, value_enum, default_value_t = DeviceName::Auto)]
     device: DeviceName,
     /// How often each run walks the model.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     passes: u32,
     /// Where the results go.
     #[arg(
@@ -138,6 +140,8 @@ struct Measured {
     pass_seconds_no_swap: Vec<f64>,
     pass_seconds_with_swap: Vec<f64>,
     stall_seconds_with_swap: Vec<f64>,
+    /// Bytes of the model that were not page-locked when each of these passes began.
+    staged_bytes_with_swap: Vec<u64>,
     /// The medians.
     pass_median_no_swap_s: f64,
     pass_median_with_swap_s: f64,
@@ -212,7 +216,7 @@ fn measure(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Erro
     let page = page.transpose()?;
     read_all(&checkpoint)?;
     for note in &notes {
-        writeln!(io::stderr(), "note: {note}")?;
+        program::tell(&format!("note: {note}"));
     }
     match cuda {
         Some(device) => {
@@ -325,18 +329,19 @@ impl<E: Engine> Bench<E> {
                 return Err(what.into());
             }
             let measured = Measured::new(&self.arguments, count, &resident, &swapped);
-            write_row(out, &page::cells(&measured))?;
-            out.flush()?;
+            let row = page::cells(&measured);
             results.push(measured);
-            // After each: what is measured is kept whatever comes.
+            // After each, and before it is told: what is measured is kept whatever comes.
             let mut text = serde_json::to_string_pretty(&results)?;
             text.push('\n');
             self.results.write(text.as_bytes())?;
+            if let Some(page) = &mut self.page {
+                page.write(page::render(&results)?.as_bytes())?;
+            }
+            write_row(out, &row)?;
+            out.flush()?;
         }
-        match &mut self.page {
-            Some(page) => page.write(page::render(&results)?.as_bytes()),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Opens the model and walks it, with so many blocks swapped, or with everything resident.
@@ -528,6 +533,7 @@ impl Measured {
             pass_seconds_no_swap,
             pass_seconds_with_swap,
             stall_seconds_with_swap: passes.map(|pass| pass.stall_s).collect(),
+            staged_bytes_with_swap: with.outcome.staged_bytes.clone(),
             pass_median_no_swap_s,
             pass_median_with_swap_s,
             pass_time_difference_s,

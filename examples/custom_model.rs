@@ -14,10 +14,15 @@
 //! The program runs within the least budget there is and checks every result against the same computation on weights
 //! that never left memory.
 
+#[path = "support/program.rs"]
+mod program;
+
 use std::error::Error;
 use std::io::Write;
+use std::process::ExitCode;
 use std::sync::Arc;
 
+use clap::Parser;
 use offload_core::cpu::CpuDevice;
 use offload_core::decode::Float;
 use offload_core::encoding::Encoding;
@@ -52,7 +57,16 @@ struct Weights {
     bias: Vec<f32>,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+/// A model of your own behind `Swappable`: builds one, streams it, and checks what it computes.
+#[derive(Debug, Parser)]
+#[command(name = "custom_model")]
+struct Arguments {}
+
+fn main() -> ExitCode {
+    program::run(stream)
+}
+
+fn stream(_: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     let weights: Vec<Weights> = (0..LAYERS).map(make_weights).collect();
     let mut file = tempfile::NamedTempFile::new()?;
     for layer in &weights {
@@ -84,7 +98,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             vectors: Arrival::Decoded(Float::F32),
         })
         .build()?;
-    println!("{}", offload.plan());
+    writeln!(out, "{}", offload.plan())?;
 
     // 3. How it computes. Saying what follows lets its first layers arrive while this pass ends.
     let schedule = [PassKind::FULL, early_exit, early_exit, PassKind::FULL];
@@ -113,9 +127,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             forward(&layer.matrix, &layer.bias, &hidden)
         });
         assert_eq!(hidden, expected, "streamed weights compute the same");
-        println!("pass {number}: {depth} layers, identical to weights in memory");
+        writeln!(
+            out,
+            "pass {number}: {depth} layers, identical to weights in memory"
+        )?;
     }
-    println!("\n{}", offload.report()?);
+    writeln!(out, "\n{}", offload.report()?)?;
     Ok(())
 }
 

@@ -7,10 +7,13 @@
 //! Any sound container does, whatever its model. The tensor is streamed like a block of its own within the least
 //! budget, so what is written went through upload, staging and decoding.
 
+#[path = "support/inputs.rs"]
+mod inputs;
 #[path = "support/program.rs"]
 mod program;
 
 use std::error::Error;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -93,12 +96,7 @@ fn dump(arguments: Arguments, _out: &mut dyn Write) -> Result<(), Box<dyn Error>
         let (name, encoding) = (tensor.name(), tensor.encoding());
         return Err(format!("tensor {name} is {encoding}, which is not decoded").into());
     }
-    for input in &arguments.files {
-        let same = (input.canonicalize().ok()).zip(arguments.out.canonicalize().ok());
-        if same.is_some_and(|(input, out)| input == out) {
-            return Err(format!("{} is to be read and written", input.display()).into());
-        }
-    }
+    inputs::refuse_inputs(&arguments.out, [&checkpoint])?;
     let bytes = match cuda {
         None => {
             let device = CpuDevice::new();
@@ -156,9 +154,15 @@ fn find(checkpoint: &Checkpoint, name: &str) -> Result<TensorSpec, Box<dyn Error
     Err(format!("there is no tensor {name} among {}{hint}", tensors.len()).into())
 }
 
-/// Writes beside the target and renames, so that a failure leaves the target as it was.
+/// Writes beside the target and renames, so that a failure leaves the target as it was. What a link leads to is written,
+/// not the link; pipes and devices are written to.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Box<dyn Error>> {
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        let mut there = OpenOptions::new().write(true).open(path).map_err(failed)?;
+        return Ok(there.write_all(bytes).map_err(failed)?);
+    }
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

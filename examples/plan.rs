@@ -7,7 +7,7 @@
 //! cargo run --example plan -- --variant wan2.2-t2v-a14b --pair --encoding Q4_K_M --budget 8GiB --recommend
 //! ```
 //!
-//! With `--pair` the plan is for both experts of a pair under one budget. `--recommend` says which of the original's
+//! With `--pair` the plan is for both experts of a pair under one budget; they change where `stream_wan` has them change. `--recommend` says which of the original's
 //! options cards of 8, 12, 16 and 24 GiB need, leaving room for the context (1 GiB) and the activations of `--tokens`
 //! tokens: six states of a block and the output of its first feed-forward matrix, bf16.
 //!
@@ -36,14 +36,14 @@ use card::Card;
 use clap::Parser;
 use offload_core::executor::Settings;
 use offload_core::model::PassKind;
-use offload_core::plan::{Budget, Form, Plan, PlanError, Tier, Verdict};
+use offload_core::plan::{Budget, Form, KindPlan, Plan, PlanError, Tier, Verdict};
 use offload_core::source::SourceFile;
 use offload_core::swappable::{Role, Swappable};
 use offload_wan::{
     BlockSwap, Checkpoint, ExpertChange, Recipe, SynthesizeSpec, Tokens, Variant, WanModel, Which,
 };
 use serde::Serialize;
-use wan::{LowArguments, PassArguments, Subject};
+use wan::{LowArguments, PassArguments, StepReport, Subject};
 
 /// Plans without a device: what is resident, what moves, how long a pass takes, and how far that is from the best.
 #[derive(Debug, Parser)]
@@ -53,7 +53,7 @@ struct Arguments {
     #[arg(
         value_name = "FILE",
         required_unless_present = "variant",
-        conflicts_with = "variant"
+        conflicts_with_all = ["variant", "encoding", "pair"]
     )]
     files: Vec<PathBuf>,
     /// A published variant instead of a file, such as wan2.1-t2v-14b.
@@ -69,9 +69,9 @@ struct Arguments {
     low: LowArguments,
     #[command(flatten)]
     passes: PassArguments,
-    /// Steps of a run: how often each kind of pass is made.
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
-    steps: u32,
+    /// Steps of a run: how often each kind of pass is made. Default: 20.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    steps: Option<u32>,
     /// Device memory: a size such as 8GiB or 900MiB, or `least`.
     #[arg(long, value_name = "SIZE", value_parser = parse_budget)]
     budget: Budget,
@@ -136,6 +136,8 @@ struct Placement {
 #[derive(Debug, Serialize)]
 struct KindPlanned {
     name: String,
+    /// How often it is made in a run; 1 for an encoder.
+    passes_per_run: f64,
     wire_bytes_per_pass: u64,
     predicted_pass_seconds: f64,
     predicted_cold_pass_seconds: f64,
@@ -158,8 +160,13 @@ struct Report {
     #[serde(flatten)]
     plan: Planned,
     kinds: Vec<KindPlanned>,
-    /// Bytes of VACE's hints that an engine keeps with `--vace-order all-first`.
+    /// What the steps of a run take; none of an encoder.
+    steps: Vec<StepReport>,
+    /// All passes of a run, one after another.
+    predicted_run_seconds: f64,
+    /// Bytes of VACE's hints that an engine keeps with `--vace-order all-first`: of all tokens, and of each.
     hint_bytes: u64,
+    hint_bytes_per_token: u64,
     /// Bytes of keys and values that an engine keeps with `--cache-cross-attention`, for each prompt.
     cached_bytes: u64,
     /// What the change from one expert to the other costs; `null` without a pair.
@@ -193,6 +200,9 @@ impl From<&Plan> for Planned {
         }
     }
 }
+
+/// Steps of a run if nothing is said: the library's default.
+const DEFAULT_STEPS: u32 = 20;
 
 /// Far more than any profile has.
 const PROFILE_BYTES: u64 = 1 << 20;
@@ -232,12 +242,14 @@ fn plan(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>>
             arguments.low.open()?,
         ),
     };
-    let subject = Subject::new(
-        &checkpoint,
-        low.as_ref(),
-        &arguments.passes,
-        arguments.steps,
-    )?;
+    let steps = arguments.steps.unwrap_or(DEFAULT_STEPS);
+    if low.is_some() && steps < 2 {
+        return Err(format!("--steps {steps}: each expert of a pair makes a step at least").into());
+    }
+    let subject = Subject::new(&checkpoint, low.as_ref(), &arguments.passes, steps)?;
+    if subject.wan.is_none() && arguments.steps.is_some() {
+        return Err("--steps: an encoder makes one pass".into());
+    }
     let model = &subject.model;
     let costs = card.costs(compute_s(&subject, arguments.tokens, card.flops_per_s));
     let settings = Settings {
@@ -264,15 +276,23 @@ fn plan(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>>
                 text: TEXT_TOKENS as u64,
                 image: IMAGE_TOKENS,
             };
-            recommend(wan, &settings, (1 << 30) + activations, tokens)?
+            recommend(wan, &settings, activations.saturating_add(1 << 30), tokens)?
         }
         (true, None) => return Err("only a WAN transformer is swapped by number".into()),
     };
     let wan = subject.wan.as_ref();
+    let kinds = plan.kinds.iter().zip(model.kinds());
+    let kinds: Vec<KindPlanned> = kinds
+        .map(|(plan, kind)| KindPlanned::new(plan, kind.share()))
+        .collect();
+    let seconds = |kind: &KindPlanned| kind.passes_per_run * kind.predicted_pass_seconds;
     let report = Report {
         plan: Planned::from(&plan),
-        kinds: plan.kinds.iter().map(KindPlanned::from).collect(),
+        predicted_run_seconds: kinds.iter().map(seconds).sum(),
+        kinds,
+        steps: wan.map_or(Vec::new(), |wan| StepReport::all(wan, &plan)),
         hint_bytes: wan.map_or(0, |wan| wan.hint_bytes(arguments.tokens)),
+        hint_bytes_per_token: wan.map_or(0, |wan| wan.hint_bytes(1)),
         cached_bytes: wan.map_or(0, |wan| wan.cached_bytes(TEXT_TOKENS as u64, IMAGE_TOKENS)),
         expert_change: wan.and_then(|wan| wan.expert_change(&plan)),
         recommended,
@@ -307,10 +327,11 @@ fn plan(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>>
     Ok(())
 }
 
-impl From<&offload_core::plan::KindPlan> for KindPlanned {
-    fn from(kind: &offload_core::plan::KindPlan) -> Self {
+impl KindPlanned {
+    fn new(kind: &KindPlan, passes_per_run: f64) -> Self {
         Self {
             name: kind.name.clone(),
+            passes_per_run,
             wire_bytes_per_pass: kind.wire_bytes_per_pass,
             predicted_pass_seconds: kind.predicted_pass_s,
             predicted_cold_pass_seconds: kind.predicted_cold_pass_s,
@@ -322,7 +343,21 @@ impl From<&offload_core::plan::KindPlan> for KindPlanned {
 impl Report {
     /// What the plan itself does not say.
     fn print_more(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        if !self.steps.is_empty() {
+            writeln!(out)?;
+        }
+        for step in &self.steps {
+            step.print(out)?;
+        }
+        if !self.steps.is_empty() {
+            writeln!(
+                out,
+                "run         {:.3} s predicted",
+                self.predicted_run_seconds
+            )?;
+        }
         for (bytes, what) in [
+            (self.hint_bytes_per_token, "hints of VACE, for each token"),
             (self.hint_bytes, "hints of VACE"),
             (self.cached_bytes, "keys and values, for each prompt"),
         ] {

@@ -9,8 +9,11 @@
 //!
 //! Without a file it writes a small checkpoint to a temporary folder first. It runs the passes twice: once with
 //! everything resident, once within the budget, and compares the results bit for bit. Where the device does not hold
-//! everything the first run is in the least memory instead. Of a pair of experts the one for high noise makes the first
-//! half of the passes.
+//! everything the first run is in the least memory instead.
+//!
+//! The passes are those of a run of as many steps as they make, two each with `--guidance separate`. Of a pair of experts
+//! the one for high noise makes the steps from 1 down to the boundary, at noise levels that are even but for WAN's shift
+//! of 5: half of them at the usual boundaries, and each expert one at least.
 //!
 //! On a GPU the planner is told what was measured: the rate of the wire before, and how long each visit computes in the
 //! run with everything resident.
@@ -19,6 +22,8 @@
 mod cuda;
 #[path = "support/engine.rs"]
 mod engine;
+#[path = "support/inputs.rs"]
+mod inputs;
 #[path = "support/log.rs"]
 mod log;
 #[path = "support/matrix.rs"]
@@ -52,17 +57,17 @@ use offload_core::executor::{
     Arrival, ArrivalPolicy, Costs, DeviceBudget, HostReport, OffloadError, Settings, Shortage, Span,
 };
 use offload_core::model::PassKind;
-use offload_core::plan::{Plan, PlanError, Verdict};
+use offload_core::plan::{Form, Plan, PlanError, Tier, Verdict};
 use offload_wan::{
-    BlockSwap, Checkpoint, Expert, ExpertChange, StepPass, SynthesizeSpec, Variant, WanModel,
-    synthesize,
+    BlockSwap, Checkpoint, Evaluates, Expert, ExpertChange, Guidance, StepPass, SynthesizeSpec,
+    Variant, WanModel, synthesize,
 };
 use output::Output;
 use run::{DeviceName, Outcome, Run, median, resident_bytes, streamed_blocks};
 use serde::Serialize;
 use serde_json::json;
 use swap::SwapArguments;
-use wan::{LowArguments, PassArguments, Subject};
+use wan::{LowArguments, PassArguments, StepReport, Subject, high_steps};
 
 /// Streams a WAN checkpoint through a device budget and computes with every block as it arrives.
 #[derive(Debug, Parser)]
@@ -76,7 +81,7 @@ struct Arguments {
     device: DeviceName,
     /// Device memory: a size such as 8GiB or 900MiB, or `least`. Default: 60 % of what everything resident
     /// takes, or the least that will do if that is more.
-    #[arg(long, value_parser = parse_budget, conflicts_with_all = ["blocks_to_swap", "preset"])]
+    #[arg(long, value_name = "SIZE", value_parser = parse_budget, conflicts_with_all = ["blocks_to_swap", "preset"])]
     budget: Option<DeviceBudget>,
     /// What the checkpoint is, whatever it looks like, such as wan2.2-t2v-a14b.
     #[arg(long, value_name = "NAME", requires = "files", value_parser = wan::parse_variant)]
@@ -87,8 +92,8 @@ struct Arguments {
     which_passes: PassArguments,
     #[command(flatten)]
     swap: SwapArguments,
-    /// How often to walk the model.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    /// How often to walk the model, all its steps together.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=MOST_PASSES))]
     passes: u32,
     /// What the streamed run is compared with. Default: resident if the device holds that, else least.
     #[arg(long, value_enum, value_name = "RUN")]
@@ -104,6 +109,9 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
 }
+
+/// More than anyone waits for.
+const MOST_PASSES: i64 = 100_000;
 
 /// A run whose results those of the streamed run are to equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -194,6 +202,7 @@ struct Report {
     shortages: Vec<Shortage>,
     /// What the planner was told: measured on a GPU, assumed elsewhere.
     wire_bytes_per_second: f64,
+    /// Of the last 1024 passes, if there are more.
     pass_seconds: Vec<f64>,
     stall_seconds: Vec<f64>,
     predicted_pass_seconds: f64,
@@ -203,6 +212,10 @@ struct Report {
     kinds: Vec<KindReport>,
     /// Which kind each pass was of.
     pass_kinds: Vec<u32>,
+    /// What was computed in each pass; `null` for an encoder.
+    pass_evaluates: Option<Vec<Evaluates>>,
+    /// What the steps of a run take; none of an encoder.
+    steps: Vec<StepReport>,
     /// What the change from one expert to the other costs; `null` without a pair.
     expert_change: Option<ChangeReport>,
     /// Bytes of keys and values that an engine keeps for a prompt of 512 tokens and an image of 257.
@@ -214,6 +227,8 @@ struct ChangeReport {
     /// What the planner says.
     #[serde(flatten)]
     predicted: ExpertChange,
+    /// Where it takes the streamed blocks of the second expert to come from, the slowest; `null` if none are streamed.
+    planned_tier: Option<Tier>,
     /// What came of it; `null` if no pass of the second expert was made.
     measured: Option<MeasuredChange>,
 }
@@ -229,6 +244,9 @@ struct MeasuredChange {
     later_pass_seconds: Option<f64>,
     /// How far the two differ.
     extra_seconds: Option<f64>,
+    /// Bytes that were not page-locked when the pass began, of both experts: brought through staging buffers, or locked
+    /// just before.
+    staged_bytes: u64,
     /// Bytes of all uploads but those for loading and those that passes of these kinds take: what was brought in vain, at
     /// the change or past the end.
     extra_bytes: u64,
@@ -257,15 +275,28 @@ impl MeasuredChange {
             stall_seconds: first.stall_s,
             later_pass_seconds,
             extra_seconds: later_pass_seconds.map(|later| first.pass_s - later),
+            staged_bytes: outcome.staged_bytes.get(change).copied()?,
             extra_bytes: outcome.uploaded_bytes.saturating_sub(expected),
         })
     }
 }
 
 impl ChangeReport {
+    fn new(job: &Job, plan: &Plan, outcome: &Outcome) -> Option<Self> {
+        let wan = job.subject.wan.as_ref()?;
+        let streamed = plan.blocks.iter().enumerate().filter(|(index, block)| {
+            block.form == Form::Streamed && wan.part(*index).1 == Some(Expert::Low)
+        });
+        Some(Self {
+            predicted: wan.expert_change(plan)?,
+            planned_tier: streamed.map(|(_, block)| block.tier).max(),
+            measured: MeasuredChange::new(job, plan, outcome),
+        })
+    }
+
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         let predicted = &self.predicted;
-        writeln!(
+        write!(
             out,
             "change      of expert within the same {}: {} of the one and {} of the other stay; at most {:.3} s more",
             ByteSize(predicted.arena_bytes),
@@ -273,6 +304,10 @@ impl ChangeReport {
             ByteSize(predicted.low_resident_bytes),
             predicted.unhinted_s
         )?;
+        match self.planned_tier {
+            Some(Tier::Pinned) => writeln!(out, ", if what is streamed is page-locked by then")?,
+            _ => writeln!(out)?,
+        }
         let Some(measured) = &self.measured else {
             return Ok(());
         };
@@ -282,9 +317,16 @@ impl ChangeReport {
             measured.pass, measured.pass_seconds, measured.stall_seconds
         )?;
         if let Some(extra) = measured.extra_seconds {
+            // What is less than half a millisecond has no sign.
+            let extra = (extra * 1e3).round() / 1e3 + 0.0;
             write!(out, ", {extra:+.3} s against later ones")?;
         }
-        writeln!(out, "; {} more moved", ByteSize(measured.extra_bytes))
+        writeln!(
+            out,
+            "; {} more moved, {} not page-locked when it began",
+            ByteSize(measured.extra_bytes),
+            ByteSize(measured.staged_bytes)
+        )
     }
 }
 
@@ -317,23 +359,33 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
         synthesize(&SynthesizeSpec::default(), &path)?;
         Checkpoint::open(path)?
     } else {
-        let checkpoint = Checkpoint::open_all(&arguments.files)?;
-        match arguments.variant {
-            Some(variant) => checkpoint.taken_for(variant)?,
-            None => checkpoint,
-        }
+        taken_for(Checkpoint::open_all(&arguments.files)?, arguments.variant)?
     };
-    let passes = arguments.passes;
+    let (passes, asked) = (arguments.passes, &arguments.which_passes);
+    let per_step = match asked.guidance {
+        Guidance::Separate => 2,
+        Guidance::Off | Guidance::Lockstep => 1,
+    };
+    let steps = passes.div_ceil(per_step);
     let low = arguments.low.open()?;
+    let low = low
+        .map(|low| taken_for(low, arguments.variant))
+        .transpose()?;
     // Opened before: a run of hours must not end with a bad path.
     let trace = arguments.trace.as_ref();
     let trace = trace.map(|path| Output::open(path, [&checkpoint].into_iter().chain(&low), &[]));
     let trace = trace.transpose()?;
-    let subject = Subject::new(&checkpoint, low.as_ref(), &arguments.which_passes, passes)?;
+    let subject = Subject::new(&checkpoint, low.as_ref(), asked, steps)?;
     let swap = arguments.swap.swap(subject.wan.as_ref())?;
     let variant = checkpoint.detection().variant;
+    let wan = subject.wan.as_ref();
+    let of_steps = wan.map(|wan| first_passes(wan, steps, passes as usize));
     let job = Job {
-        kinds: first_passes(subject.wan.as_ref(), passes),
+        kinds: match &of_steps {
+            Some(passes) => passes.iter().map(|pass| pass.kind).collect(),
+            None => vec![PassKind::FULL; passes as usize],
+        },
+        evaluates: of_steps.map(|passes| passes.iter().map(|pass| pass.evaluates).collect()),
         policy: arguments.arrive.policy(),
         variant: variant.map(|variant| variant.to_string()),
         subject,
@@ -351,6 +403,20 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
     }
 }
 
+/// What the checkpoint is by the caller's word, if there is one.
+fn taken_for(
+    checkpoint: Checkpoint,
+    variant: Option<Variant>,
+) -> Result<Checkpoint, Box<dyn Error>> {
+    match variant {
+        None => Ok(checkpoint),
+        Some(_) if checkpoint.detection().naming.is_none() => {
+            Err("--variant: this is no WAN transformer".into())
+        }
+        Some(variant) => Ok(checkpoint.taken_for(variant)?),
+    }
+}
+
 /// What is asked for, whatever the device.
 struct Job {
     arguments: Arguments,
@@ -359,6 +425,7 @@ struct Job {
     swap: Option<BlockSwap>,
     policy: ArrivalPolicy,
     kinds: Vec<PassKind>,
+    evaluates: Option<Vec<Evaluates>>,
     trace: Option<Output>,
     /// To be told at the end: an error is the only line on standard error.
     notes: Vec<String>,
@@ -406,7 +473,7 @@ impl Job {
         };
         let report = Report::new(&self, &plan, &streamed, comparison, &costs);
         for note in &self.notes {
-            writeln!(io::stderr(), "note: {note}")?;
+            program::tell(&format!("note: {note}"));
         }
         if self.arguments.json {
             serde_json::to_writer_pretty(&mut *out, &report)?;
@@ -519,28 +586,21 @@ impl Job {
     }
 }
 
-/// The first `count` passes of a run: of a pair the expert for low noise makes the second half.
-fn first_passes(wan: Option<&WanModel>, count: u32) -> Vec<PassKind> {
-    let Some(wan) = wan else {
-        return vec![PassKind::FULL; count as usize];
+/// The first `count` passes of a run of `steps` steps.
+fn first_passes(wan: &WanModel, steps: u32, count: usize) -> Vec<StepPass> {
+    let run = |expert, steps: u32| {
+        let passes = (0..steps).flat_map(move |step| wan.step(expert, step == 0));
+        passes.collect::<Vec<_>>()
     };
-    let run = |expert: Option<Expert>, count: u32| {
-        let first = wan.step(expert, true);
-        let later = std::iter::repeat_with(move || wan.step(expert, false)).flatten();
-        let passes = first
-            .into_iter()
-            .chain(later)
-            .map(|pass: StepPass| pass.kind);
-        passes.take(count as usize)
-    };
-    match wan.boundary() {
-        None => run(None, count).collect(),
-        Some(_) => {
-            let high = count.div_ceil(2);
-            let low = run(Some(Expert::Low), count - high);
-            run(Some(Expert::High), high).chain(low).collect()
+    let passes = match wan.boundary() {
+        None => run(None, steps),
+        Some(boundary) => {
+            let high = high_steps(steps, boundary);
+            let low = run(Some(Expert::Low), steps.saturating_sub(high));
+            [run(Some(Expert::High), high), low].concat()
         }
-    }
+    };
+    passes.into_iter().take(count).collect()
 }
 
 /// The run that the streamed one is compared with, and which that is.
@@ -591,12 +651,9 @@ impl Report {
                 })
                 .collect(),
             pass_kinds: job.kinds.iter().map(|kind| kind.0).collect(),
-            expert_change: wan.and_then(|wan| {
-                Some(ChangeReport {
-                    predicted: wan.expert_change(plan)?,
-                    measured: MeasuredChange::new(job, plan, outcome),
-                })
-            }),
+            pass_evaluates: job.evaluates.clone(),
+            steps: wan.map_or(Vec::new(), |wan| StepReport::all(wan, plan)),
+            expert_change: ChangeReport::new(job, plan, outcome),
             cached_bytes: wan.map_or(0, |wan| {
                 let (text, image) = CACHED_TOKENS;
                 wan.cached_bytes(text, image)
@@ -653,6 +710,9 @@ impl Report {
                 let (name, bytes) = (&kind.name, ByteSize(kind.wire_bytes_per_pass));
                 writeln!(out, "kind        {name}: {bytes} each pass")?;
             }
+        }
+        for step in &self.steps {
+            step.print(out)?;
         }
         if let Some(change) = &self.expert_change {
             change.print(out)?;

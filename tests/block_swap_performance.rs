@@ -34,7 +34,7 @@ fn run(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(&*PROGRAM);
     command.args(["--model-path", "model.gguf", "--device", "cpu"]);
     command.args(arguments).current_dir(folder);
-    command.output().expect("the program starts")
+    support::output(&mut command)
 }
 
 /// The list that a run which succeeds writes to `file`.
@@ -147,10 +147,14 @@ fn swapped_blocks_leave_the_device_and_move_in_each_pass() {
     let three_passes = of(2, 3);
     let uploaded = |result: &Value| number(result, "/uploaded_bytes");
     assert_eq!(uploaded(&three_passes) - uploaded(&two), wire(&two));
+    // The CPU device page-locks no files.
+    let staged = &three_passes["staged_bytes_with_swap"][2];
+    assert_eq!(*staged, three_passes["wire_bytes_per_pass"]);
     for key in [
         "pass_seconds_no_swap",
         "pass_seconds_with_swap",
         "stall_seconds_with_swap",
+        "staged_bytes_with_swap",
     ] {
         assert_eq!(three_passes[key].as_array().map(Vec::len), Some(3), "{key}");
     }
@@ -252,6 +256,10 @@ fn bad_usage_and_bad_input_end_with_one_line_and_no_results() {
     assert!(line.contains("/nonexistent/page.html"), "{line}");
     let line = support::refused(&PROGRAM, &["--model-path", model, "--out", "/"]);
     assert!(line.contains("/: Is a directory"), "{line}");
+    if offload_cuda::probe().is_err() {
+        let line = refuse(&["--model-path", model, "--device", "cuda"]);
+        assert!(line.to_lowercase().contains("cuda"), "{line}");
+    }
     let other = folder.path().join("other.gguf");
     let mut writer = Writer::new();
     writer.tensor("output.weight", vec![32], Encoding::F32, vec![0; 128]);

@@ -122,6 +122,15 @@ fn bad_usage_and_bad_input_end_with_one_line_and_leave_the_target_alone() {
     fs::copy(&fixture, &copy).expect("can be copied");
     let line = refuse(&copy, "head.modulation", "f32", &copy);
     assert!(line.contains("to be read and written"), "{line}");
+    // Through a link too.
+    #[cfg(unix)]
+    {
+        let link = folder.path().join("link.gguf");
+        std::os::unix::fs::symlink(&copy, &link).expect("can be made");
+        let line = refuse(&copy, "head.modulation", "f32", &link);
+        assert!(line.contains("to be read and written"), "{line}");
+        fs::remove_file(&link).expect("can be removed");
+    }
     if offload_cuda::probe().is_err() {
         let mut cuda = arguments(&fixture, "head.modulation", "f32", &out).to_vec();
         cuda.extend(["--device", "cuda"]);
@@ -134,6 +143,67 @@ fn bad_usage_and_bad_input_end_with_one_line_and_leave_the_target_alone() {
         2,
         "no partial files"
     );
+}
+
+/// What is written is put in place by renaming, which would replace a link, a pipe or a device by a file.
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_not_replaced_by_one() {
+    use std::os::unix::fs::FileTypeExt;
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let fixture = support::fixture();
+    let socket = folder.path().join("socket");
+    let _open = std::os::unix::net::UnixListener::bind(&socket).expect("can be made");
+    let line = support::refused(
+        &PROGRAM,
+        &arguments(&fixture, "head.modulation", "f32", &socket),
+    );
+    assert!(line.contains("socket"), "{line}");
+    let kind = fs::metadata(&socket).expect("is there").file_type();
+    assert!(kind.is_socket());
+    let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+    fs::write(&file, "old").expect("can be written");
+    std::os::unix::fs::symlink(&file, &link).expect("can be made");
+    let output = support::run(
+        &PROGRAM,
+        &arguments(&fixture, "head.modulation", "f32", &link),
+    );
+    assert!(output.status.success(), "{output:?}");
+    let kind = fs::symlink_metadata(&link).expect("is there").file_type();
+    assert!(kind.is_symlink());
+    let dumped = fs::read(&file).expect("is there");
+    assert_eq!(
+        support::golden()["head.modulation"]["f32"],
+        support::sha256(&dumped).as_str()
+    );
+}
+
+/// An index, or a file that it names, is read as well as the folder that stands for them.
+#[test]
+fn no_part_of_a_folder_is_written_over() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let model = folder.path().join("model/");
+    let spec = SynthesizeSpec {
+        recipe: Recipe::BF16,
+        block_count: 2,
+        dim: 128,
+        ffn_dim: 128,
+        ..SynthesizeSpec::default()
+    };
+    fs::create_dir(&model).expect("can be made");
+    synthesize(&spec, &model).expect("can be written");
+    let mut parts = 0;
+    for entry in fs::read_dir(&model).expect("is there") {
+        let part = entry.expect("can be listed").path();
+        let before = fs::read(&part).expect("can be read");
+        let arguments = arguments(&model, "head.modulation", "f32", &part);
+        let line = support::refused(&PROGRAM, &arguments);
+        assert!(line.contains("to be read and written"), "{line}");
+        assert!(fs::read(&part).expect("can be read") == before);
+        parts += 1;
+    }
+    // Shards, index and configuration.
+    assert!(parts >= 5, "{parts}");
 }
 
 #[test]

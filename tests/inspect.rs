@@ -108,6 +108,35 @@ fn the_text_names_the_variant_and_every_block() {
 }
 
 #[test]
+fn a_variant_that_is_said_is_what_it_is_taken_for() {
+    let dir = TempDir::new().unwrap();
+    let path = checkpoint(&dir, &small());
+    let said = |name: &str| {
+        let arguments = [
+            path.as_path(),
+            "--variant".as_ref(),
+            name.as_ref(),
+            "--json".as_ref(),
+        ];
+        support::json(&PROGRAM, &arguments)
+    };
+    assert_eq!(json(&[&path])["findings"], serde_json::json!([]));
+    assert_eq!(said("wan2.2-t2v-a14b")["variant"], "wan2.2-t2v-a14b");
+    let vace = said("wan2.1-vace-14b");
+    assert_eq!(vace["variant"], "wan2.1-vace-14b");
+    assert_ne!(vace["findings"], serde_json::json!([]));
+    let other = dir.path().join("other.gguf");
+    let mut writer = Writer::new();
+    writer.tensor("t", vec![4], Encoding::F32, vec![0; 16]);
+    writer.write_to(fs::File::create(&other).unwrap()).unwrap();
+    let line = refused(&[&other, "--variant".as_ref(), "wan2.1-t2v-14b".as_ref()]);
+    assert!(
+        line.contains("--variant: this is no WAN transformer"),
+        "{line}"
+    );
+}
+
+#[test]
 fn a_variant_of_scaled_width_is_named() {
     let dir = TempDir::new().unwrap();
     for name in ["wan2.1-t2v-1.3b", "wan2.1-i2v-14b", "wan2.2-ti2v-5b"] {

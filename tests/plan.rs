@@ -6,6 +6,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
+use offload_core::encoding::Encoding;
+use offload_core::format::gguf::Writer;
+use offload_wan::{Family, SynthesizeSpec, synthesize};
 use serde_json::Value;
 
 static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| support::build("plan"));
@@ -236,6 +239,192 @@ fn both_experts_are_planned_under_one_budget() {
 }
 
 #[test]
+fn a_variant_that_is_a_pair_takes_a_boundary_and_steps() {
+    let base = [
+        "--variant",
+        "wan2.2-t2v-a14b",
+        "--encoding",
+        "Q4_K_M",
+        "--budget",
+        "8GiB",
+        "--pair",
+    ];
+    let passes = |more: &[&str]| {
+        let report = json(&[&base[..], more].concat());
+        let kinds = report["kinds"].as_array().expect("a list").iter();
+        let passes: Vec<f64> = kinds.map(|kind| number(kind, "passes_per_run")).collect();
+        (passes, number(&report, "predicted_run_seconds"))
+    };
+    let (twenty, run_s) = passes(&[]);
+    assert_eq!(twenty, [9.0, 11.0]);
+    assert_eq!(passes(&["--boundary", "0.875"]).0, twenty);
+    assert_eq!(passes(&["--boundary", "0.95"]).0, [5.0, 15.0]);
+    let (forty, longer_s) = passes(&["--steps", "40"]);
+    assert_eq!(forty, [17.0, 23.0]);
+    assert!(longer_s > 1.9 * run_s, "{longer_s} and {run_s}");
+    for wrong in ["0", "1", "nan"] {
+        let boundary = format!("--boundary={wrong}");
+        let line = support::refused(&PROGRAM, &[&base[..], &[&boundary]].concat());
+        assert!(line.contains("between 0 and 1"), "{line}");
+    }
+    let line = support::refused(&PROGRAM, &[&base[..], &["--steps", "1"]].concat());
+    assert!(line.contains("--steps 1: each expert"), "{line}");
+}
+
+#[test]
+fn two_files_are_planned_as_a_pair() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let made = |name: &str, seed| {
+        let spec = SynthesizeSpec {
+            family: Family::T2v22,
+            seed,
+            ..SynthesizeSpec::default()
+        };
+        let path = folder.path().join(name);
+        synthesize(&spec, &path).expect("can be written");
+        path.to_str().expect("is text").to_owned()
+    };
+    let (high, low) = (made("high_noise.gguf", 1), made("low_noise.gguf", 2));
+    let alone = json(&[&high, "--budget", "least"]);
+    let pair = json(&[
+        &high,
+        "--low",
+        &low,
+        "--budget",
+        "least",
+        "--boundary",
+        "0.5",
+    ]);
+    let placements = |report: &Value| report["placements"].as_array().map(Vec::len);
+    assert_eq!(placements(&pair), placements(&alone).map(|count| 2 * count));
+    assert_eq!(alone["expert_change"], Value::Null);
+    assert!(number(&pair["expert_change"], "wire_bytes") > 0.0);
+}
+
+#[test]
+fn a_step_says_what_guidance_costs() {
+    let base = [
+        "--variant",
+        "wan2.1-t2v-14b",
+        "--encoding",
+        "Q8_0",
+        "--budget",
+        "8GiB",
+        "--tokens",
+        "32760",
+    ];
+    let of = |more: &[&str]| {
+        let report = json(&[&base[..], more].concat());
+        let step = &report["steps"][0];
+        let figures = ["wire_bytes", "predicted_seconds"].map(|key| number(step, key));
+        (
+            figures[0],
+            figures[1],
+            number(&report, "predicted_run_seconds"),
+        )
+    };
+    let (off, separate, lockstep) = (
+        of(&[]),
+        of(&["--guidance", "separate"]),
+        of(&["--guidance", "lockstep"]),
+    );
+    assert_eq!(separate.0, 2.0 * off.0);
+    assert_eq!(separate.1, 2.0 * off.1);
+    assert_eq!(separate.2, 2.0 * off.2);
+    // Twice the computing, each block brought once.
+    assert!(lockstep.0 < separate.0 && lockstep.1 > off.1);
+    let skipping = of(&["--guidance", "separate", "--skip-layers", "9,10"]);
+    assert!(skipping.0 < separate.0 && skipping.1 < separate.1);
+    assert_eq!(of(&["--steps", "40"]).2, 2.0 * off.2);
+}
+
+#[test]
+fn options_without_an_effect_are_refused_by_name() {
+    let refuse = |arguments: &[&str], reason: &str| {
+        let base = ["--variant", "wan2.1-t2v-14b", "--encoding", "Q8_0"];
+        let base = [&base[..], &["--budget", "8GiB"]].concat();
+        let line = support::refused(&PROGRAM, &[&base[..], arguments].concat());
+        assert!(line.contains(arguments[0]), "{line}");
+        assert!(line.contains(reason), "{line}");
+    };
+    for order in ["interleaved", "all-first", "off"] {
+        refuse(&["--vace-order", order], "the model has no VACE blocks");
+    }
+    refuse(&["--boundary", "0.5"], "one expert alone");
+    refuse(&["--skip-layers", "1"], "without guidance");
+    refuse(
+        &["--skip-layers", "1", "--guidance", "lockstep"],
+        "in lockstep",
+    );
+    refuse(&["--low", "low.gguf"], "cannot be used with");
+    let fixture = support::fixture();
+    let fixture = fixture.to_str().expect("paths here are text");
+    for option in [&["--pair"][..], &["--encoding", "Q8_0"]] {
+        let line = support::refused(&PROGRAM, &[&[fixture, "--budget", "1GiB"], option].concat());
+        assert!(
+            line.contains(option[0]) && line.contains("cannot be used with"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn an_encoder_makes_one_pass() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let path = folder.path().join("umt5.gguf");
+    let mut writer = Writer::new();
+    let mut tensor = |name: String| {
+        writer.tensor(name, vec![64, 64], Encoding::F32, vec![0; 64 * 64 * 4]);
+    };
+    tensor("token_embd.weight".to_owned());
+    for layer in 0..4 {
+        for name in ["attn_q", "attn_k", "ffn_gate", "ffn_down"] {
+            tensor(format!("enc.blk.{layer}.{name}.weight"));
+        }
+    }
+    let file = fs::File::create(&path).expect("can be made");
+    writer.write_to(file).expect("can be written");
+    let path = path.to_str().expect("is text");
+    let report = json(&[path, "--budget", "least"]);
+    check(&report);
+    assert_eq!(report["steps"], serde_json::json!([]));
+    assert_eq!(number(&report["kinds"][0], "passes_per_run"), 1.0);
+    for option in [
+        &["--steps", "2"][..],
+        &["--guidance", "separate"],
+        &["--cache-cross-attention"],
+        &["--low", path],
+    ] {
+        let base = [path, "--budget", "least"];
+        let line = support::refused(&PROGRAM, &[&base[..], option].concat());
+        assert!(line.contains(&format!("{}: ", option[0])), "{line}");
+    }
+    let line = support::refused(&PROGRAM, &[path, "--budget", "least", "--recommend"]);
+    assert!(line.contains("only a WAN transformer"), "{line}");
+}
+
+#[test]
+fn any_number_of_tokens_is_planned_or_refused_with_numbers() {
+    let base = [
+        "--variant",
+        "wan2.1-vace-14b",
+        "--encoding",
+        "Q8_0",
+        "--budget",
+        "least",
+        "--recommend",
+        "--vace-order",
+        "all-first",
+    ];
+    let of = |tokens: &'static str| [&base[..], &["--tokens", tokens]].concat();
+    let line = support::refused(&PROGRAM, &of("18446744073709551615"));
+    assert!(line.contains("seconds"), "{line}");
+    let report = json(&of("1000000000"));
+    // Far more than any card has.
+    assert_eq!(report["recommended"][3]["options"], Value::Null);
+}
+
+#[test]
 fn what_an_engine_keeps_is_reported() {
     let base = [
         "--encoding",
@@ -248,6 +437,14 @@ fn what_an_engine_keeps_is_reported() {
     let vace = ["--variant", "wan2.1-vace-14b", "--vace-order", "all-first"];
     let report = json(&[&vace[..], &base[..]].concat());
     assert_eq!(number(&report, "hint_bytes"), 8.0 * 335_462_400.0);
+    assert_eq!(number(&report, "hint_bytes_per_token"), 8.0 * 2.0 * 5120.0);
+    let vace = ["--variant", "wan2.1-vace-14b"];
+    let of = |more: &[&str]| json(&[&vace[..], &base[..], more].concat());
+    let interleaved = of(&[]);
+    assert_eq!(number(&interleaved, "hint_bytes_per_token"), 0.0);
+    let off = of(&["--vace-order", "off"]);
+    let wire = |report: &Value| number(report, "predicted_pass_seconds");
+    assert!(wire(&off) < wire(&interleaved));
     let cache = ["--variant", "wan2.1-t2v-14b", "--cache-cross-attention"];
     let report = json(&[&cache[..], &base[..]].concat());
     assert_eq!(
@@ -334,7 +531,20 @@ fn bad_usage_and_bad_input_end_with_one_line() {
     let line = refuse(&[&small[..], &["--budget", "8GiB"]].concat());
     assert!(line.contains("no pair of experts"), "{line}");
     refuse(&[&variant[..], &["--budget", "8GiB", "--vace-order", "later"]].concat());
-    let line = refuse(&[&variant[..], &["--budget", "8GiB", "--skip-layers", "40"]].concat());
+    let line = refuse(
+        &[
+            &variant[..],
+            &[
+                "--budget",
+                "8GiB",
+                "--guidance",
+                "separate",
+                "--skip-layers",
+                "40",
+            ],
+        ]
+        .concat(),
+    );
     assert!(line.contains("0 to 39"), "{line}");
     refuse(&[&variant[..], &["--budget", "8GiB", "--card", "voodoo2"]].concat());
     refuse(&[&variant[..], &["--budget", "-1"]].concat());

@@ -285,6 +285,9 @@ fn check_change(report: &Value, pass: usize, later: bool) {
     assert_eq!(measured["pass"], pass);
     assert_eq!(measured["pass_seconds"], report["pass_seconds"][pass]);
     assert_eq!(measured["stall_seconds"], report["stall_seconds"][pass]);
+    // The CPU device page-locks no files, and the plan says so.
+    assert!(number(measured, "staged_bytes") > 0);
+    assert_eq!(change["planned_tier"], "disk");
     // It was told before: every byte that moved is one of a pass, or was loaded.
     assert_eq!(number(measured, "extra_bytes"), 0);
     let [first, median, extra] =
@@ -324,11 +327,25 @@ fn layers_of_an_encoder_are_streamed_but_not_swapped_by_number() {
         number(&report, "wire_bytes_per_pass"),
         4 * 4 * 256 * 256 * 4
     );
+    assert_eq!(report["pass_evaluates"], Value::Null);
+    assert_eq!(report["steps"], serde_json::json!([]));
     let line = support::refused(&PROGRAM, &[path, "--blocks-to-swap", "2"]);
     assert!(
         line.contains("only the blocks of a WAN transformer"),
         "{line}"
     );
+    for option in [
+        &["--vace-order", "off"][..],
+        &["--guidance", "lockstep"],
+        &["--skip-layers", "1"],
+        &["--cache-cross-attention"],
+        &["--boundary", "0.5"],
+        &["--low", path],
+        &["--variant", "wan2.1-t2v-14b"],
+    ] {
+        let line = support::refused(&PROGRAM, &[&[path], option].concat());
+        assert!(line.contains(&format!("{}: ", option[0])), "{line}");
+    }
 }
 
 #[test]
@@ -368,7 +385,152 @@ fn both_experts_stay_within_one_budget() {
     assert!(line.contains("cannot be both experts"), "{line}");
     let line = support::refused(&PROGRAM, &[&high, &low]);
     assert!(line.contains("is there twice"), "{line}");
-    support::refused(&PROGRAM, &[high.as_str(), "--boundary", "0.5"]);
+    let line = support::refused(&PROGRAM, &["--low", &low]);
+    assert!(line.contains("<FILE>"), "{line}");
+}
+
+#[test]
+fn the_boundary_says_which_passes_are_whose() {
+    let folder = TempDir::new().expect("a folder can be made");
+    let expert = |name, seed| {
+        let spec = SynthesizeSpec {
+            seed,
+            block_count: 2,
+            ..small(Family::T2v22)
+        };
+        made(&folder, name, &spec)
+    };
+    let (high, low) = (expert("high_noise.gguf", 1), expert("low_noise.gguf", 2));
+    let kinds = |passes: &str, more: &[&str]| {
+        let base = [&high, "--low", &low, "--passes", passes, "--json"];
+        let report = support::json(&PROGRAM, &[&base[..], more].concat());
+        assert_eq!(report["identical"], true, "{more:?}");
+        assert_eq!(
+            report["pass_kinds"].as_array().map(Vec::len),
+            report["pass_evaluates"].as_array().map(Vec::len)
+        );
+        report["pass_kinds"].clone()
+    };
+    // Levels of six steps: 1, 0.96, 0.91, 0.83, 0.71, 0.5.
+    for (boundary, expected) in [
+        ("0.95", [0, 0, 1, 1, 1, 1]),
+        ("0.875", [0, 0, 0, 1, 1, 1]),
+        ("0.6", [0, 0, 0, 0, 0, 1]),
+        // Each makes one at least.
+        ("0.999", [0, 1, 1, 1, 1, 1]),
+        ("0.001", [0, 0, 0, 0, 0, 1]),
+    ] {
+        let given = kinds("6", &["--boundary", boundary]);
+        assert_eq!(given, serde_json::json!(expected), "{boundary}");
+    }
+    // That of the variant is 0.875.
+    assert_eq!(kinds("6", &[]), kinds("6", &["--boundary", "0.875"]));
+    // Two passes are a step.
+    let arguments = ["--guidance", "separate", "--boundary", "0.95"];
+    assert_eq!(
+        kinds("6", &arguments),
+        serde_json::json!([0, 0, 1, 1, 1, 1])
+    );
+    let lockstep = ["--guidance", "lockstep", "--boundary", "0.95"];
+    assert_eq!(kinds("3", &lockstep), serde_json::json!([0, 1, 1]));
+    for wrong in ["0", "1", "-1", "nan", "inf", "2.5"] {
+        let boundary = format!("--boundary={wrong}");
+        let line = support::refused(&PROGRAM, &[high.as_str(), "--low", &low, &boundary]);
+        assert!(line.contains("between 0 and 1"), "{line}");
+    }
+    let line = support::refused(&PROGRAM, &[high.as_str(), "--boundary", "0.5"]);
+    assert!(line.contains("--boundary: one expert alone"), "{line}");
+}
+
+#[test]
+fn options_without_an_effect_are_refused_by_name() {
+    let folder = TempDir::new().expect("a folder can be made");
+    let plain = made(&folder, "t2v.gguf", &small(Family::T2v21));
+    let refuse = |arguments: &[&str], reason: &str| {
+        let line = support::refused(&PROGRAM, &[&[plain.as_str()], arguments].concat());
+        assert!(line.contains(arguments[0]), "{line}");
+        assert!(line.contains(reason), "{line}");
+    };
+    for order in ["interleaved", "all-first", "off"] {
+        refuse(&["--vace-order", order], "the model has no VACE blocks");
+    }
+    refuse(&["--skip-layers", "1"], "without guidance");
+    refuse(
+        &["--skip-layers", "1", "--guidance", "lockstep"],
+        "in lockstep",
+    );
+    for option in [
+        &["--which", "last"][..],
+        &["--offload-txt-emb"],
+        &["--offload-img-emb"],
+        &["--use-non-blocking"],
+        &["--vace-blocks-to-swap", "1"],
+        &["--prefetch-blocks", "1"],
+        &["--block-swap-debug"],
+    ] {
+        refuse(option, "goes with --blocks-to-swap or --preset");
+    }
+    // Nothing is said of the checkpoint that is made.
+    support::refused(&PROGRAM, &["--variant", "wan2.1-t2v-14b"]);
+}
+
+#[test]
+fn a_variant_that_is_said_is_what_it_is_taken_for() {
+    let folder = TempDir::new().expect("a folder can be made");
+    let spec = SynthesizeSpec {
+        block_count: 2,
+        ..small(Family::T2v21)
+    };
+    let path = made(&folder, "model.gguf", &spec);
+    let arguments = [&path, "--passes", "1", "--json"];
+    let of = |more: &[&str]| support::json(&PROGRAM, &[&arguments[..], more].concat());
+    assert_eq!(of(&[])["variant"], "wan2.1-t2v");
+    // Both files of a pair are taken for it.
+    let other = made(&folder, "other.gguf", &SynthesizeSpec { seed: 1, ..spec });
+    let pair = of(&["--low", &other, "--variant", "wan2.2-t2v-a14b"]);
+    assert_eq!(pair["variant"], "wan2.2-t2v-a14b");
+    let mut writer = Writer::new();
+    writer.tensor("t", vec![4], Encoding::F32, vec![0; 16]);
+    writer
+        .write_to(fs::File::create(&other).expect("can be made"))
+        .expect("can be written");
+    let arguments = [&path, "--low", &other, "--variant", "wan2.2-t2v-a14b"];
+    let line = support::refused(&PROGRAM, &arguments);
+    assert!(line.contains("--variant: this is no WAN"), "{line}");
+    let said = support::refused(&PROGRAM, &[&path, "--variant", "wan2.1-vace-14b"]);
+    assert!(said.contains("vace_blocks.0 is missing"), "{said}");
+    assert_eq!(
+        of(&["--variant", "wan2.2-t2v-a14b"])["variant"],
+        "wan2.2-t2v-a14b"
+    );
+}
+
+#[test]
+fn a_step_with_guidance_moves_twice_as_much_unless_in_lockstep() {
+    let folder = TempDir::new().expect("a folder can be made");
+    let path = made(&folder, "t2v.gguf", &small(Family::T2v21));
+    let of = |more: &[&str]| {
+        let base = [&path, "--budget", "least", "--passes", "2", "--json"];
+        let report = support::json(&PROGRAM, &[&base[..], more].concat());
+        assert_eq!(report["identical"], true, "{more:?}");
+        report
+    };
+    let step = |report: &Value| number(&report["steps"][0], "wire_bytes");
+    let off = of(&[]);
+    let separate = of(&["--guidance", "separate"]);
+    let lockstep = of(&["--guidance", "lockstep"]);
+    assert_eq!(step(&off), number(&off, "wire_bytes_per_pass"));
+    assert_eq!(step(&separate), 2 * step(&off));
+    assert_eq!(step(&lockstep), step(&off));
+    let evaluates = |report: &Value| report["pass_evaluates"].clone();
+    use serde_json::json;
+    assert_eq!(evaluates(&off), json!(["prompt", "prompt"]));
+    assert_eq!(evaluates(&separate), json!(["prompt", "no-prompt"]));
+    assert_eq!(evaluates(&lockstep), json!(["both", "both"]));
+    // Two of six blocks are left out in every second pass.
+    let skipping = of(&["--guidance", "separate", "--skip-layers", "1,2"]);
+    assert_eq!(step(&skipping) * 12, step(&separate) * 10);
+    assert_eq!(skipping["pass_kinds"], json!([0, 1]));
 }
 
 #[test]
@@ -426,8 +588,12 @@ fn options_of_the_block_swap_are_taken_together() {
         assert!(told.contains(line), "{line} in {told}");
     }
     assert!(!told.contains("Block blocks.1 pass"), "it stays: {told}");
-    let line = support::refused(&PROGRAM, &[path.as_str(), "--offload-txt-emb"]);
-    assert!(line.contains("--blocks-to-swap or --preset"), "{line}");
+    // Told of visits that did not wait, too.
+    assert!(told.contains("stall_time=0.0000s"), "{told}");
+    // What the device cannot lock is told.
+    let notes = |more: &[&str]| json(more)["host"]["notes"].to_string();
+    assert!(notes(&[]).contains("switched off"));
+    assert!(!notes(&["--use-non-blocking"]).contains("switched off"));
     let line = support::refused(&PROGRAM, &[path.as_str(), "--preset", "24gb"]);
     assert!(line.contains("8gb, 12gb and 16gb"), "{line}");
     let report = support::json(
@@ -519,6 +685,12 @@ fn each_option_moves_what_was_measured_as_it_promises() {
     assert!(off.1 < all.1 && off.2.iter().all(|name| !name.starts_with("vace")));
     let first = streamed(&["--vace-order", "all-first"]);
     assert_eq!((first.1, &first.2), (all.1, &all.2));
+    // In another order, which the computation notices.
+    let digests = |order: &str| {
+        let arguments = [&vace, "--vace-order", order, "--passes", "1", "--json"];
+        support::json(&PROGRAM, &arguments)["digests"].clone()
+    };
+    assert_ne!(digests("all-first"), digests("interleaved"));
     // Two passes are a step of guidance apart and two steps in lockstep.
     assert_eq!(streamed(&["--guidance", "separate"]).1, all.1);
     assert_eq!(streamed(&["--guidance", "lockstep"]).1, all.1);
@@ -605,7 +777,7 @@ fn where_cuda_cannot_be_used_the_reason_is_told() {
 }
 
 #[test]
-fn other_weights_give_other_digests() {
+fn other_weights_and_other_forms_give_other_digests() {
     let folder = TempDir::new().expect("a folder can be made");
     let digests = |seed, arrive: &str| {
         let spec = SynthesizeSpec {
@@ -620,10 +792,13 @@ fn other_weights_give_other_digests() {
         assert_eq!(digests[0], digests[1], "passes are alike");
         digests[0].clone()
     };
-    for arrive in ["bf16", "stored"] {
+    let mut forms = Vec::new();
+    for arrive in ["bf16", "f16", "f32", "stored"] {
         let first = digests(1, arrive);
         assert_eq!(first, digests(1, arrive));
         assert_ne!(first, digests(2, arrive));
+        assert!(!forms.contains(&first), "{arrive}");
+        forms.push(first);
     }
 }
 

@@ -77,6 +77,55 @@ fn the_same_arguments_give_the_same_bytes() {
     let first = read("a.gguf", &[]);
     assert!(first == read("b.gguf", &[]));
     assert!(first != read("c.gguf", &["--seed", "1"]));
+    let other = make(
+        &folder,
+        "d.gguf",
+        &[&base("wan2.1-t2v-1.3b", "Q8_0")[..], &["--blocks", "2"]].concat(),
+    );
+    assert!(first != fs::read(other).expect("was written"));
+}
+
+#[test]
+fn widths_are_divided_and_blocks_are_counted() {
+    let folder = TempDir::new().expect("a folder can be made");
+    let of = |name, scale, blocks| {
+        let arguments = [
+            "--variant",
+            "wan2.1-t2v-1.3b",
+            "--encoding",
+            "F16",
+            "--scale",
+            scale,
+            "--blocks",
+            blocks,
+        ];
+        let checkpoint = open(&make(&folder, name, &arguments));
+        let detection = checkpoint.detection();
+        (detection.dim, detection.block_count)
+    };
+    assert_eq!(of("a.gguf", "12", "3"), (128, 3));
+    assert_eq!(of("b.gguf", "6", "3"), (256, 3));
+    assert_eq!(of("c.gguf", "12", "1"), (128, 1));
+}
+
+/// What is written is put in place by renaming, which would replace a pipe or a device by a file.
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_not_replaced_by_one() {
+    use std::os::unix::fs::FileTypeExt;
+    let folder = TempDir::new().expect("a folder can be made");
+    for name in ["socket.gguf", "socket.safetensors"] {
+        let socket = folder.path().join(name);
+        let _open = std::os::unix::net::UnixListener::bind(&socket).expect("can be made");
+        let text = socket.to_str().expect("is text");
+        let arguments = [&base("wan2.1-t2v-1.3b", "F16")[..], &["--out", text]].concat();
+        let line = support::refused(&PROGRAM, &arguments);
+        assert!(line.contains("not a regular file"), "{line}");
+        let kind = fs::metadata(&socket).expect("is there").file_type();
+        assert!(kind.is_socket());
+    }
+    let left = fs::read_dir(folder.path()).expect("is a folder").count();
+    assert_eq!(left, 2, "no partial files");
 }
 
 #[test]

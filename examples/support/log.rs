@@ -1,11 +1,12 @@
 //! Writes what is told through `tracing` to standard error, a line for each event.
 
 use std::fmt::{self, Debug};
-use std::io::{self, Write};
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
+
+use crate::program;
 
 struct Lines;
 
@@ -30,8 +31,7 @@ impl Subscriber for Lines {
     fn event(&self, event: &Event<'_>) {
         let mut line = String::new();
         event.record(&mut Message(&mut line));
-        // Nobody is left to tell if standard error is closed.
-        let _ = writeln!(io::stderr(), "{line}");
+        program::tell(&line);
     }
 
     fn enter(&self, _: &Id) {}

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use offload_wan::Checkpoint;
 
+use crate::inputs::{is_same, refuse_inputs};
+
 /// A file that is written when the work is done. What it holds stays until then.
 #[derive(Debug)]
 pub(crate) struct Output {
@@ -26,10 +28,7 @@ impl Output {
         read: impl IntoIterator<Item = &'a Checkpoint>,
         written: &[&Self],
     ) -> Result<Self, Box<dyn Error>> {
-        let files = read.into_iter().flat_map(Checkpoint::files);
-        if let Some(file) = { files }.find(|file| is_same(file.path(), path)) {
-            return Err(format!("{} is to be read and written", file.path().display()).into());
-        }
+        refuse_inputs(path, read)?;
         if written.iter().any(|other| is_same(&other.path, path)) {
             return Err(format!("{} is to be written twice", path.display()).into());
         }
@@ -68,25 +67,4 @@ impl Drop for Output {
             let _ = fs::remove_file(&self.path);
         }
     }
-}
-
-/// Whether two names are of one file.
-fn is_same(one: &Path, other: &Path) -> bool {
-    let places = fs::canonicalize(one).ok().zip(fs::canonicalize(other).ok());
-    places.is_some_and(|(one, other)| one == other || is_linked(&one, &other))
-}
-
-#[cfg(unix)]
-fn is_linked(one: &Path, other: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let place = |path| {
-        let metadata = fs::metadata(path).ok()?;
-        Some((metadata.dev(), metadata.ino()))
-    };
-    place(one).is_some_and(|one| Some(one) == place(other))
-}
-
-#[cfg(not(unix))]
-fn is_linked(_: &Path, _: &Path) -> bool {
-    false
 }

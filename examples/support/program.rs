@@ -54,9 +54,14 @@ fn is_answer(kind: ErrorKind) -> bool {
 }
 
 fn refuse(line: &str) -> ExitCode {
-    // Nobody is left to tell if standard error is closed too.
-    let _ = writeln!(io::stderr(), "error: {line}");
+    tell(&format!("error: {line}"));
     ExitCode::from(2)
+}
+
+/// A line on standard error.
+pub(crate) fn tell(line: &str) {
+    // Nobody is left to tell if it is closed.
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// The first paragraph of clap's message: the rest is tips and usage.

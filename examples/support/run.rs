@@ -54,6 +54,8 @@ pub(crate) struct Outcome {
     pub(crate) spans: Vec<Span>,
     /// Bytes of all uploads, counted by a device around the device.
     pub(crate) uploaded_bytes: u64,
+    /// Bytes of the model that were not page-locked, when each pass began.
+    pub(crate) staged_bytes: Vec<u64>,
 }
 
 impl<D: Device> Run<D> {
@@ -89,9 +91,10 @@ impl<D: Device> Run<D> {
         kinds: &[PassKind],
         mut visited: impl FnMut() -> Result<(), Box<dyn Error>>,
     ) -> Result<Outcome, Box<dyn Error>> {
-        let mut digests = Vec::new();
+        let (mut digests, mut staged_bytes) = (Vec::new(), Vec::new());
         for (number, &kind) in kinds.iter().enumerate() {
             engine.begin()?;
+            staged_bytes.push(self.offload.host().staged_bytes);
             let mut pass = self.offload.pass(kind, engine.stream())?;
             match kinds.get(number + 1) {
                 Some(&next) => pass.then(next)?,
@@ -118,6 +121,7 @@ impl<D: Device> Run<D> {
             report,
             spans: self.offload.spans().cloned().collect(),
             uploaded_bytes,
+            staged_bytes,
         })
     }
 }

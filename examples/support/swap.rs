@@ -42,18 +42,12 @@ pub(crate) struct SwapArguments {
 impl SwapArguments {
     /// The options, if any blocks are to be swapped by number.
     pub(crate) fn swap(&self, wan: Option<&WanModel>) -> Result<Option<BlockSwap>, Box<dyn Error>> {
-        let others = self.which.is_some()
-            || self.offload_txt_emb
-            || self.offload_img_emb
-            || self.use_non_blocking
-            || self.vace_blocks_to_swap.is_some()
-            || self.prefetch_blocks.is_some()
-            || self.block_swap_debug;
         if self.blocks_to_swap.is_none() && self.preset.is_none() {
-            return if others {
-                Err("options of the block swap go with --blocks-to-swap or --preset".into())
-            } else {
-                Ok(None)
+            return match self.asked() {
+                Some(option) => {
+                    Err(format!("{option} goes with --blocks-to-swap or --preset").into())
+                }
+                None => Ok(None),
             };
         }
         let Some(wan) = wan else {
@@ -76,6 +70,21 @@ impl SwapArguments {
             block_swap_debug: self.block_swap_debug,
             ..base
         }))
+    }
+
+    /// An option that says how blocks are swapped.
+    fn asked(&self) -> Option<&'static str> {
+        let options = [
+            (self.which.is_some(), "--which"),
+            (self.offload_txt_emb, "--offload-txt-emb"),
+            (self.offload_img_emb, "--offload-img-emb"),
+            (self.use_non_blocking, "--use-non-blocking"),
+            (self.vace_blocks_to_swap.is_some(), "--vace-blocks-to-swap"),
+            (self.prefetch_blocks.is_some(), "--prefetch-blocks"),
+            (self.block_swap_debug, "--block-swap-debug"),
+        ];
+        let asked = options.into_iter().find(|(is_asked, _)| *is_asked);
+        asked.map(|(_, option)| option)
     }
 
     /// Whether the program is to listen to what is told.

@@ -408,7 +408,9 @@ impl BlockSwap {
                 let of_visit = spans.iter().filter(|span| {
                     (span.stage, &span.block, span.pass) == (stage, &upload.block, upload.pass)
                 });
-                of_visit.map(|span| span.end_s - span.begin_s).sum()
+                // A sum of nothing would be -0.
+                let took = of_visit.map(|span| span.end_s - span.begin_s);
+                took.fold(0.0, |sum, seconds| sum + seconds)
             };
             tracing::info!(
                 "[BlockSwap] Block {} pass {}: transfer_time={:.4}s, decode_time={:.4}s, stall_time={:.4}s, compute_time={:.4}s",

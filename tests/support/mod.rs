@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 /// The repository: where the test is run, which may be another place than where it was built.
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     let root = std::env::var_os("CARGO_MANIFEST_DIR");
     root.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
@@ -47,11 +47,28 @@ pub(crate) fn build(example: &str) -> PathBuf {
     profile.join("examples").join(file)
 }
 
+#[track_caller]
 pub(crate) fn run(program: &Path, arguments: &[impl AsRef<OsStr>]) -> Output {
-    Command::new(program)
-        .args(arguments)
-        .output()
-        .expect("the program starts")
+    output(Command::new(program).args(arguments))
+}
+
+/// What a program tells, in which no zero has a sign. Sums of nothing, and small numbers that are rounded, gave some.
+#[track_caller]
+pub(crate) fn output(command: &mut Command) -> Output {
+    let output = command.output().expect("the program starts");
+    for told in [&output.stdout, &output.stderr] {
+        let told = String::from_utf8_lossy(told);
+        for (at, _) in told.match_indices("-0") {
+            let is_sign = !told[..at].ends_with(|before: char| before.is_alphanumeric());
+            let digits = &told[at + 1..];
+            let number = digits
+                .split(|c: char| !(c.is_ascii_digit() || c == '.'))
+                .next();
+            let is_zero = number.and_then(|number| number.parse::<f64>().ok()) == Some(0.0);
+            assert!(!(is_sign && is_zero), "a zero with a sign: {told}");
+        }
+    }
+    output
 }
 
 /// The one JSON document on standard output of a run that succeeds.

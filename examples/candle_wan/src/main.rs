@@ -5,6 +5,8 @@
 //! cargo run --release -- t2v_high_noise.gguf --low t2v_low_noise.gguf --budget least --guidance 4
 //! ```
 
+#[path = "../../support/inputs.rs"]
+mod inputs;
 #[path = "../../support/output.rs"]
 mod output;
 #[path = "../../support/program.rs"]

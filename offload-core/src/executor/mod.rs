@@ -363,6 +363,12 @@ impl<D: Device> Offload<D> {
         Arc::clone(&self.counters)
     }
 
+    /// How streamed sources come to the device, as of now. Waits for nothing.
+    #[must_use]
+    pub fn host(&self) -> HostReport {
+        self.pinner.report()
+    }
+
     /// What happened so far. Waits for the device to finish the passes that have ended.
     ///
     /// # Errors

@@ -50,6 +50,10 @@ pub(super) fn whole(
         path: path.to_path_buf(),
         source,
     };
+    // A device or a pipe would be replaced by a file of its name.
+    if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        return Err(fail(io::Error::other("not a regular file")));
+    }
     let file = File::create(&partial).map_err(fail)?;
     let written = write(BufWriter::with_capacity(1 << 20, file));
     let result = written.and_then(|()| fs::rename(&partial, path).map_err(fail));
