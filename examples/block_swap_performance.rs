@@ -66,10 +66,11 @@ use engine::{CpuEngine, Engine};
 use offload_core::device::Device;
 use offload_core::executor::{DeviceBudget, Settings};
 use offload_core::model::PassKind;
+use offload_core::plan::Form;
 use offload_wan::{BlockSwap, Checkpoint, Part, PassOptions, WanModel};
 use output::Output;
 use process::ProcessMemory;
-use run::{DeviceName, Outcome, Run, median, resident_bytes};
+use run::{DeviceName, Outcome, Run, blocks_of, median, resident_bytes};
 use serde::Serialize;
 
 /// Measures what swapping blocks costs and saves.
@@ -389,8 +390,8 @@ impl<E: Engine> Bench<E> {
         };
         let run = Run::new(engine, wan.model(), settings, budget, traces)?;
         let load_time_seconds = begin.elapsed().as_secs_f64();
-        let streamed_blocks = run.streamed_blocks();
-        if blocks_to_swap.is_none() && streamed_blocks > 0 {
+        let streamed_blocks = blocks_of(run.plan(), Form::Streamed);
+        if blocks_to_swap.is_none() && run.moved_blocks() > 0 {
             // The device refused what it said was free.
             return Err(no_room(run.plan().arena_bytes, device.memory()?.free_bytes).into());
         }

@@ -54,16 +54,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use offload_core::decode::Float;
 use offload_core::device::Device;
 use offload_core::executor::{
-    Arrival, ArrivalPolicy, Costs, DeviceBudget, HostReport, OffloadError, Settings, Shortage, Span,
+    Arrival, ArrivalPolicy, Costs, DeviceBudget, HostReport, Settings, Shortage, Span,
 };
 use offload_core::model::PassKind;
-use offload_core::plan::{Form, Plan, PlanError, Tier, Verdict};
+use offload_core::plan::{Budget, Form, Plan, PlanError, Tier, Verdict};
 use offload_wan::{
     BlockSwap, Checkpoint, Evaluates, Expert, ExpertChange, Guidance, StepPass, SynthesizeSpec,
     Variant, WanModel, synthesize,
 };
 use output::Output;
-use run::{DeviceName, Outcome, Run, median, resident_bytes, streamed_blocks};
+use run::{DeviceName, Outcome, Run, blocks_of, median, resident_bytes};
 use serde::Serialize;
 use serde_json::json;
 use swap::SwapArguments;
@@ -80,7 +80,8 @@ struct Arguments {
     #[arg(long, value_enum, default_value_t = DeviceName::Auto)]
     device: DeviceName,
     /// Device memory: a size such as 8GiB or 900MiB, or `least`. Default: 60 % of what everything resident
-    /// takes, or the least that will do if that is more.
+    /// takes, or the least that will do if that is more; where everything would stay in it, encoded, half of the way from
+    /// the least to what that takes.
     #[arg(long, value_name = "SIZE", value_parser = parse_budget, conflicts_with_all = ["blocks_to_swap", "preset"])]
     budget: Option<DeviceBudget>,
     /// What the checkpoint is, whatever it looks like, such as wan2.2-t2v-a14b.
@@ -188,6 +189,7 @@ struct Report {
     /// What everything resident takes.
     resident_peak_bytes: u64,
     streamed_blocks: usize,
+    packed_blocks: usize,
     /// Bytes moved once, before the first pass.
     load_bytes: u64,
     /// Of the first kind of pass.
@@ -527,7 +529,7 @@ impl Job {
             if resident_bytes <= free_bytes {
                 let run = run(DeviceBudget::LeaveFree(0))?;
                 // The device may have refused as much, and got a smaller arena.
-                if run.streamed_blocks() == 0 {
+                if run.moved_blocks() == 0 {
                     return Ok((run, ComparedWith::Resident));
                 }
             }
@@ -577,12 +579,30 @@ impl Job {
         if let Some(budget) = self.arguments.budget {
             return Ok(run(budget)?);
         }
-        match run(DeviceBudget::Bytes(resident_bytes / 5 * 3)) {
-            Err(OffloadError::Plan(PlanError::BudgetTooSmall { .. })) => {
-                Ok(run(DeviceBudget::Least)?)
-            }
-            run => Ok(run?),
+        Ok(run(
+            self.usual_budget(resident_bytes, &self.settings(costs))?
+        )?)
+    }
+
+    /// 60 % of what everything resident takes. Where everything would stay all the same, encoded, half of the way from
+    /// the least to what that takes.
+    fn usual_budget(
+        &self,
+        resident_bytes: u64,
+        settings: &Settings,
+    ) -> Result<DeviceBudget, PlanError> {
+        let workload = settings.workload(&self.subject.model, true);
+        let least = settings.plan(&workload, Budget::Least)?.arena_bytes;
+        let usual = resident_bytes / 5 * 3;
+        if usual <= least {
+            return Ok(DeviceBudget::Least);
         }
+        let plan = settings.plan(&workload, Budget::Bytes(usual))?;
+        let moves = plan.kinds.iter().any(|kind| kind.wire_bytes_per_pass > 0);
+        Ok(DeviceBudget::Bytes(match moves {
+            true => usual,
+            false => least + (plan.arena_bytes - least) / 2,
+        }))
     }
 }
 
@@ -627,7 +647,8 @@ impl Report {
             budget_bytes: report.budget_bytes,
             peak_bytes: report.arena_bytes,
             resident_peak_bytes: comparison.resident_peak_bytes,
-            streamed_blocks: streamed_blocks(plan),
+            streamed_blocks: blocks_of(plan, Form::Streamed),
+            packed_blocks: blocks_of(plan, Form::Packed),
             load_bytes: report.load_bytes,
             wire_bytes_per_pass: kind.wire_bytes_per_pass,
             prefetched_past_end_bytes: report.past_end_bytes,
@@ -685,10 +706,11 @@ impl Report {
         )?;
         writeln!(
             out,
-            "moved       {} once, {} each pass for {} streamed blocks, {past_end} past the end",
+            "moved       {} once, {} each pass for {} streamed blocks, {past_end} past the end; {} blocks packed",
             ByteSize(self.load_bytes),
             ByteSize(self.wire_bytes_per_pass),
-            self.streamed_blocks
+            self.streamed_blocks,
+            self.packed_blocks
         )?;
         let host = &self.host;
         writeln!(

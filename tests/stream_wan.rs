@@ -477,8 +477,9 @@ fn options_without_an_effect_are_refused_by_name() {
 #[test]
 fn a_variant_that_is_said_is_what_it_is_taken_for() {
     let folder = TempDir::new().expect("a folder can be made");
+    // As many blocks as the variants have.
     let spec = SynthesizeSpec {
-        block_count: 2,
+        block_count: 40,
         ..small(Family::T2v21)
     };
     let path = made(&folder, "model.gguf", &spec);

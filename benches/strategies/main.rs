@@ -133,44 +133,100 @@ enum Placement {
     Tail(u64),
 }
 
-/// A row: its placement, and where its blocks are decoded unless the planner chooses.
-type Mode = (&'static str, Placement, Option<Decoding>);
+/// A row: its placement, and what the planner is not to choose of decoding.
+type Mode = (&'static str, Placement, Decoded);
+
+/// How blocks are decoded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Decoded {
+    /// Where, unless the planner chooses.
+    decoding: Option<Decoding>,
+    /// Staged as a whole, not in parts.
+    whole: bool,
+}
+
+impl Decoded {
+    const ANY: Self = Self {
+        decoding: None,
+        whole: false,
+    };
+
+    const fn only(decoding: Decoding) -> Self {
+        Self {
+            decoding: Some(decoding),
+            whole: false,
+        }
+    }
+
+    const fn whole(decoding: Decoding) -> Self {
+        Self {
+            decoding: Some(decoding),
+            whole: true,
+        }
+    }
+}
 
 const ROWS: [Mode; 7] = [
-    ("resident", Placement::Planned(100), None),
-    ("streamed", Placement::Streamed, None),
-    ("resident 25 %", Placement::Planned(25), None),
-    ("resident 50 %", Placement::Planned(50), None),
-    ("resident 75 %", Placement::Planned(75), None),
-    ("contiguous tail, resident 50 %", Placement::Tail(50), None),
-    ("contiguous tail, resident 75 %", Placement::Tail(75), None),
+    ("resident", Placement::Planned(100), Decoded::ANY),
+    ("streamed", Placement::Streamed, Decoded::ANY),
+    ("resident 25 %", Placement::Planned(25), Decoded::ANY),
+    ("resident 50 %", Placement::Planned(50), Decoded::ANY),
+    ("resident 75 %", Placement::Planned(75), Decoded::ANY),
+    (
+        "contiguous tail, resident 50 %",
+        Placement::Tail(50),
+        Decoded::ANY,
+    ),
+    (
+        "contiguous tail, resident 75 %",
+        Placement::Tail(75),
+        Decoded::ANY,
+    ),
 ];
 
-/// Besides, where blocks are decoded.
-const ENCODED_ROWS: [Mode; 7] = [
+/// Besides, where and how blocks are decoded.
+const ENCODED_ROWS: [Mode; 9] = [
     (
         "streamed, ahead",
         Placement::Streamed,
-        Some(Decoding::Ahead),
+        Decoded::only(Decoding::Ahead),
     ),
     (
         "streamed, at use",
         Placement::Streamed,
-        Some(Decoding::AtUse),
+        Decoded::only(Decoding::AtUse),
+    ),
+    (
+        "streamed, ahead, whole",
+        Placement::Streamed,
+        Decoded::whole(Decoding::Ahead),
+    ),
+    (
+        "streamed, at use, whole",
+        Placement::Streamed,
+        Decoded::whole(Decoding::AtUse),
     ),
     (
         "packed, ahead",
         Placement::Packed(100),
-        Some(Decoding::Ahead),
+        Decoded::only(Decoding::Ahead),
     ),
     (
         "packed, at use",
         Placement::Packed(100),
-        Some(Decoding::AtUse),
+        Decoded::only(Decoding::AtUse),
     ),
-    ("packed 50 %", Placement::Packed(50), None),
-    ("resident 25 %, unpacked", Placement::Unpacked(25), None),
-    ("resident 50 %, unpacked", Placement::Unpacked(50), None),
+    ("packed 50 %", Placement::Packed(50), Decoded::ANY),
+    (
+        "resident 25 %, unpacked",
+        Placement::Unpacked(25),
+        Decoded::ANY,
+    ),
+    (
+        "resident 50 %, unpacked",
+        Placement::Unpacked(50),
+        Decoded::ANY,
+    ),
 ];
 
 fn main() {
@@ -234,10 +290,10 @@ fn measure(arguments: &Arguments, device: &CudaDevice) -> Result<Vec<Row>, Strin
             Storage::Q4KM => &ENCODED_ROWS,
         };
         let rows_of_storage = ROWS.iter().chain(encoded);
-        for &(name, placement, decoding) in rows_of_storage.filter(|row| wanted(row.0)) {
+        for &(name, placement, decoded) in rows_of_storage.filter(|row| wanted(row.0)) {
             let compute_s = resident.pass_s(&engine, arguments.passes);
             let costs = costs(&work, compute_s / arguments.blocks as f64);
-            let mut streamed = Streamed::new(&work, placement, decoding, costs)?;
+            let mut streamed = Streamed::new(&work, placement, decoded, costs)?;
             let streamed_blocks = streamed.blocks_of(Form::Streamed);
             let packed_blocks = streamed.blocks_of(Form::Packed);
             streamed.pass_s(&engine, 3)?;

@@ -14,9 +14,9 @@ use offload_core::plan::{Decoding, Form, Place, VisitPlan};
 use offload_core::source::Source;
 use offload_cuda::{CudaArena, CudaDevice, CudaPinned, CudaProgram, CudaStream};
 
-use crate::Placement;
 use crate::cublas::CuBlas;
 use crate::weights::{self, MATRICES, Storage};
+use crate::{Decoded, Placement};
 
 /// Places for streamed blocks besides what is resident.
 const PLACES: u64 = 3;
@@ -372,7 +372,7 @@ impl<'w> Streamed<'w> {
     pub(crate) fn new(
         work: &'w Work,
         placement: Placement,
-        decoding: Option<Decoding>,
+        Decoded { decoding, whole }: Decoded,
         costs: Costs,
     ) -> Result<Self, String> {
         let count = work.blocks.len() as u64;
@@ -428,6 +428,10 @@ impl<'w> Streamed<'w> {
             costs,
             decoding,
             pack: !matches!(placement, Placement::Unpacked(_)),
+            part_bytes: match whole {
+                true => u64::MAX,
+                false => Settings::default().part_bytes,
+            },
             ..Settings::default()
         };
         let offload = Offload::builder(&work.device)

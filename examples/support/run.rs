@@ -80,8 +80,10 @@ impl<D: Device> Run<D> {
         self.offload.plan()
     }
 
-    pub(crate) fn streamed_blocks(&self) -> usize {
-        streamed_blocks(self.plan())
+    /// Blocks that do not stay as they are computed with.
+    pub(crate) fn moved_blocks(&self) -> usize {
+        let plan = self.plan();
+        blocks_of(plan, Form::Packed) + blocks_of(plan, Form::Streamed)
     }
 
     /// Makes a pass of each of `kinds`, in order; `visited` is called after each visit.
@@ -162,7 +164,7 @@ pub(crate) fn resident_bytes(model: &Model, settings: &Settings) -> Result<u64, 
     Ok(plan.arena_bytes)
 }
 
-pub(crate) fn streamed_blocks(plan: &Plan) -> usize {
+pub(crate) fn blocks_of(plan: &Plan, form: Form) -> usize {
     let blocks = plan.blocks.iter();
-    blocks.filter(|block| block.form == Form::Streamed).count()
+    blocks.filter(|block| block.form == form).count()
 }

@@ -13,7 +13,7 @@
 //!   dependency names the latest reader and means all before it.
 //! - *Skips.* A skipped visit records its compute event where it would have computed, so whoever waits for it waits for
 //!   everything that did compute. Nobody's compute waited for its arrival, so the next pass that moves anything starts
-//!   its transfers behind all that the streams hold.
+//!   its transfers behind all that the streams hold; and so do its computes, if they decode what is packed.
 
 mod builder;
 mod costs;
@@ -443,6 +443,7 @@ impl<D: Device> Offload<D> {
     fn abandon_transfers(&mut self) {
         self.progress.cold = true;
         self.progress.unread = true;
+        self.progress.stray = true;
         self.transfer.epoch.fetch_add(1, Ordering::AcqRel);
         if let Some(pass) = self.progress.pass_ahead() {
             let wasted = self.transfer.pass_bytes(pass).swap(0, Ordering::Relaxed);

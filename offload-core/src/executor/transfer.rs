@@ -192,6 +192,10 @@ pub(super) struct Transfer<D: Device> {
     pub(super) pass_begins: Vec<Mark<D>>,
     pub(super) upload_tail: Mark<D>,
     pub(super) decode_tail: Mark<D>,
+    /// Whether some packed block is decoded on the compute stream.
+    pub(super) packs_at_use: bool,
+    /// What such a decode waits for at the beginning of a pass.
+    pub(super) strays: Mark<D>,
     /// The last epoch in which an arrival failed, plus 1.
     failed_epoch: AtomicU64,
     /// Jobs of an earlier epoch are dropped.
@@ -271,6 +275,11 @@ impl<D: Device> Transfer<D> {
             pass_begins: marks()?,
             upload_tail: Mark::new(device)?,
             decode_tail: Mark::new(device)?,
+            packs_at_use: kinds
+                .iter()
+                .flat_map(|kind| kind.visits.iter().flatten())
+                .any(|visit| visit.at_use && !visit.uploaded),
+            strays: Mark::new(device)?,
             failed_epoch: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             wire_bytes: AtomicU64::new(0),

@@ -48,6 +48,8 @@ pub(super) struct Progress<D: Device> {
     pub(super) cold: bool,
     /// Transfers were submitted that nobody's compute waited for; the next first transfer of a pass waits for them.
     pub(super) unread: bool,
+    /// The same for the compute stream, on which packed blocks are decoded at use: it waits for no upload of theirs.
+    pub(super) stray: bool,
     /// Number of the running pass, or of the next one.
     pub(super) pass: u64,
     epoch: u64,
@@ -98,6 +100,7 @@ impl<D: Device> Progress<D> {
         Self {
             cold: true,
             unread: false,
+            stray: false,
             pass: 0,
             epoch: 0,
             kind: 0,
@@ -173,6 +176,10 @@ impl<D: Device> Offload<D> {
             self.progress.failed = None;
         }
         let transfer = Arc::clone(&self.transfer);
+        let strays = transfer.packs_at_use && self.progress.stray;
+        if strays && !warm {
+            self.drain_feeder(); // it may be about to submit part of what was given up
+        }
         let progress = &mut self.progress;
         progress.epoch = transfer.epoch.load(Ordering::Acquire);
         progress.previous = warm.then_some(progress.kind);
@@ -194,6 +201,14 @@ impl<D: Device> Offload<D> {
             Some(before) => transfer.pass_end(before).wait(&transfer.device, stream),
             None => Ok(()),
         };
+        let begun = begun.and_then(|()| {
+            if strays {
+                transfer.strays.record(&transfer.device, &transfer.upload)?;
+                transfer.strays.wait(&transfer.device, stream)?;
+                progress.stray = false;
+            }
+            Ok(())
+        });
         let begin = transfer.pass_begin(progress.pass);
         if let Err(error) = begun.and_then(|()| begin.record(&transfer.device, stream)) {
             let error = self.fail(OffloadError::Device(error));
@@ -623,7 +638,9 @@ impl<D: Device> Offload<D> {
         }
         self.go_on();
         let program = self.transfer.program(kind, visit);
-        self.progress.unread |= program.is_some_and(|program| program.ahead().is_some());
+        let moved = program.is_some_and(|program| program.ahead().is_some());
+        self.progress.unread |= moved;
+        self.progress.stray |= moved;
         Counters::add(&self.counters.skipped, 1);
         self.pump();
         Ok(true)

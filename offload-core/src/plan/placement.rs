@@ -4,7 +4,8 @@
 //! # The plain version
 //!
 //! Evaluate every assignment of forms with every depth, keep what fits, take the fastest, and of equally fast ones
-//! the smallest. Exponential, so only done for few blocks: six that arrive as stored, four of others. What is known of the structure makes it short:
+//! the smallest. Exponential, so only done for few blocks: six that arrive as stored, four of others. What is known of
+//! the structure makes it short:
 //!
 //! 1. *All resident if that fits.* Nothing moves; no copy can be faster than none.
 //! 2. *Few sets.* More that stays means fewer bytes on the wire. So for a given order of streaming (`spread`), given

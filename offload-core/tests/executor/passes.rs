@@ -7,6 +7,7 @@ use offload_core::device::Device;
 use offload_core::encoding::Encoding;
 use offload_core::executor::{ArrivalPolicy, DeviceBudget, Lease, Offload, OffloadError, Pass};
 use offload_core::model::{Model, PassKind, Residency};
+use offload_core::plan::{Decoding, Form};
 use offload_core::testing::toy::{self, ToyBlock};
 
 use crate::support;
@@ -187,6 +188,42 @@ fn a_right_hint_keeps_the_next_pass_warm_and_a_wrong_one_costs_bytes() {
     let (cold, after) = follow(&mut rig, None, half);
     assert!(cold, "not announced");
     assert!(after > before, "what was brought for nothing is counted");
+}
+
+/// What was given up may still be on its way to the place that a packed block is decoded into, on another stream.
+#[test]
+fn what_is_decoded_at_use_comes_behind_what_was_given_up() {
+    let model = toy::model(&[[64, 256]; 2], &[Encoding::BF16, Encoding::Q8_0], 3);
+    let model = model.with_residency(0, Residency::Never).unwrap();
+    let (model, packed) = model.with_kind("packed", [1], |_, _| true).unwrap();
+    let expected = support::expected(&model, &ArrivalPolicy::default());
+    let build = |device: &CpuDevice, budget| {
+        let builder = Offload::builder(device).model(model.clone());
+        let builder = builder.remainder_below(64).decoding(Decoding::AtUse);
+        builder.device_budget(budget).build().unwrap()
+    };
+    for seed in 0..20 {
+        for pins in [true, false] {
+            let device = CpuDevice::builder().poison(true).jitter(seed).pins(pins);
+            let device = device.build();
+            let stream = device.create_stream("compute").unwrap();
+            let least = build(&device, DeviceBudget::Least).plan().arena_bytes;
+            let image = model.blocks()[1].tensors().iter();
+            let image: u64 = image.map(|tensor| tensor.source().len() + 256).sum();
+            let mut offload = build(&device, DeviceBudget::Bytes(least + image));
+            assert_eq!(offload.plan().blocks[1].form, Form::Packed);
+            let seen = support::Seen::default();
+            for _ in 0..10 {
+                // The head of another full pass is brought, and given up.
+                support::pass(&mut offload, PassKind::FULL, &stream, &seen).unwrap();
+                support::pass(&mut offload, packed, &stream, &seen).unwrap();
+            }
+            offload.report().unwrap();
+            for (block, hashes) in std::mem::take(&mut *seen.lock()) {
+                assert_eq!(hashes, expected[block], "seed {seed}, block {block}");
+            }
+        }
+    }
 }
 
 #[test]

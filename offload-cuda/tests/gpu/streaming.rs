@@ -135,7 +135,14 @@ fn notices(
             let mut engine = Engine::new(&device, &model, compute);
             engine.delay_us = 150 * (seed % 3);
             let stream = engine.stream.clone();
-            let builder = builder(&device, &model, budget).decoding(decoding);
+            // Even seeds stage every tensor by itself.
+            let settings = Settings {
+                remainder_below_bytes: 64,
+                decoding: Some(decoding),
+                part_bytes: (seed % 2) << 60,
+                ..Settings::default()
+            };
+            let builder = builder(&device, &model, budget).settings(settings);
             let mut offload = builder.amend_plan(amend).build()?;
             let mut different = Vec::new();
             for _ in 0..20 {
