@@ -57,7 +57,7 @@ use offload_core::executor::{
     Arrival, ArrivalPolicy, Costs, DeviceBudget, HostReport, Settings, Shortage, Span,
 };
 use offload_core::model::PassKind;
-use offload_core::plan::{Budget, Form, Plan, PlanError, Tier, Verdict};
+use offload_core::plan::{Budget, Form, Plan, PlanError, Tier, Verdict, Workload};
 use offload_wan::{
     BlockSwap, Checkpoint, Evaluates, Expert, ExpertChange, Guidance, StepPass, SynthesizeSpec,
     Variant, WanModel, synthesize,
@@ -579,31 +579,31 @@ impl Job {
         if let Some(budget) = self.arguments.budget {
             return Ok(run(budget)?);
         }
-        Ok(run(
-            self.usual_budget(resident_bytes, &self.settings(costs))?
-        )?)
+        let settings = self.settings(costs);
+        let pins = engine.device().pins_files();
+        let workload = settings.workload(&self.subject.model, pins);
+        Ok(run(usual_budget(resident_bytes, &settings, &workload)?)?)
     }
+}
 
-    /// 60 % of what everything resident takes. Where everything would stay all the same, encoded, half of the way from
-    /// the least to what that takes.
-    fn usual_budget(
-        &self,
-        resident_bytes: u64,
-        settings: &Settings,
-    ) -> Result<DeviceBudget, PlanError> {
-        let workload = settings.workload(&self.subject.model, true);
-        let least = settings.plan(&workload, Budget::Least)?.arena_bytes;
-        let usual = resident_bytes / 5 * 3;
-        if usual <= least {
-            return Ok(DeviceBudget::Least);
-        }
-        let plan = settings.plan(&workload, Budget::Bytes(usual))?;
-        let moves = plan.kinds.iter().any(|kind| kind.wire_bytes_per_pass > 0);
-        Ok(DeviceBudget::Bytes(match moves {
-            true => usual,
-            false => least + (plan.arena_bytes - least) / 2,
-        }))
+/// 60 % of what everything resident takes. Where a pass would move nothing all the same, because blocks stay encoded, half
+/// of the way from the least to what that takes.
+fn usual_budget(
+    resident_bytes: u64,
+    settings: &Settings,
+    workload: &Workload,
+) -> Result<DeviceBudget, PlanError> {
+    let least = settings.plan(workload, Budget::Least)?.arena_bytes;
+    let usual = resident_bytes / 5 * 3;
+    if usual <= least {
+        return Ok(DeviceBudget::Least);
     }
+    let plan = settings.plan(workload, Budget::Bytes(usual))?;
+    let moves = plan.kinds.iter().all(|kind| kind.wire_bytes_per_pass > 0);
+    Ok(DeviceBudget::Bytes(match moves {
+        true => usual,
+        false => least + (plan.arena_bytes - least) / 2,
+    }))
 }
 
 /// The first `count` passes of a run of `steps` steps.

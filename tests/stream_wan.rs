@@ -485,7 +485,7 @@ fn a_variant_that_is_said_is_what_it_is_taken_for() {
     let path = made(&folder, "model.gguf", &spec);
     let arguments = [&path, "--passes", "1", "--json"];
     let of = |more: &[&str]| support::json(&PROGRAM, &[&arguments[..], more].concat());
-    assert_eq!(of(&[])["variant"], "wan2.1-t2v");
+    assert_eq!(of(&[])["variant"], "wan2.1-t2v-14b");
     // Both files of a pair are taken for it.
     let other = made(&folder, "other.gguf", &SynthesizeSpec { seed: 1, ..spec });
     let pair = of(&["--low", &other, "--variant", "wan2.2-t2v-a14b"]);
