@@ -204,6 +204,7 @@ struct Report {
     shortages: Vec<Shortage>,
     /// What the planner was told: measured on a GPU, assumed elsewhere.
     wire_bytes_per_second: f64,
+    decode_bytes_per_second: f64,
     /// Of the last 1024 passes, if there are more.
     pass_seconds: Vec<f64>,
     stall_seconds: Vec<f64>,
@@ -656,6 +657,7 @@ impl Report {
             host: report.host.clone(),
             shortages: report.shortages.clone(),
             wire_bytes_per_second: costs.rates.wire_bytes_per_s,
+            decode_bytes_per_second: costs.decode_bytes_per_s,
             pass_seconds: report.passes.iter().map(|pass| pass.pass_s).collect(),
             stall_seconds: report.passes.iter().map(|pass| pass.stall_s).collect(),
             predicted_pass_seconds: kind.predicted_pass_s,

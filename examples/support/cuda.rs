@@ -14,10 +14,11 @@ use std::time::Instant;
 
 use cudarc::driver::sys::{self, CUfunction, CUmodule, CUresult};
 use offload_core::decode::Float;
-use offload_core::device::Device;
+use offload_core::device::{DecodeEntry, DecodeTable, Device};
+use offload_core::encoding::Encoding;
 use offload_core::executor::{ArrivedTensor, Costs};
 use offload_core::model::Model;
-use offload_core::plan::Rates;
+use offload_core::plan::{Place, Rates};
 use offload_core::source::Source;
 use offload_core::swappable::Role;
 use offload_cuda::{CudaArena, CudaDevice, CudaStream};
@@ -45,6 +46,9 @@ const ALIGN: u64 = 256;
 
 /// Bytes of an upload that measures the wire, and how many of them are timed.
 const PROBE: (usize, u32) = (64 << 20, 4);
+
+/// Decodes that are timed.
+const DECODES: u32 = 20;
 
 fn check(call: &str, result: CUresult) -> Result<(), Box<dyn Error>> {
     match result {
@@ -288,7 +292,7 @@ impl Engine for CudaEngine {
         &self.stream
     }
 
-    /// The rate of the wire, by short uploads from page-locked memory.
+    /// The rates of the wire, by short uploads from page-locked memory, and of decoding.
     fn measure(&self) -> Result<Option<Costs>, Box<dyn Error>> {
         let (bytes, uploads) = PROBE;
         let memory = self
@@ -296,7 +300,29 @@ impl Engine for CudaEngine {
             .allocate_pinned(bytes, |memory| memory.fill(0))?;
         let pinned = self.device.pin(&Source::from(memory))?.pinned();
         let pinned = pinned.ok_or("memory of the device is not pinned")?;
-        let landing = self.device.allocate_arena(bytes as u64)?;
+        // What is uploaded is decoded as blocks of Q8_0.
+        let stored = Encoding::Q8_0;
+        let quant_blocks = bytes as u64 / stored.quant_block_bytes();
+        let encoded = Place {
+            offset: 0,
+            bytes: quant_blocks * stored.quant_block_bytes(),
+        };
+        let place = Place {
+            offset: (bytes as u64).next_multiple_of(ALIGN),
+            bytes: quant_blocks * stored.quant_block_len() * Encoding::BF16.quant_block_bytes(),
+        };
+        let landing = self.device.allocate_arena(place.end())?;
+        let table = DecodeTable {
+            entries: vec![DecodeEntry {
+                encoding: stored,
+                arrived: Encoding::BF16,
+                scale: None,
+                encoded,
+                place,
+            }],
+            staging: None,
+        };
+        let program = self.device.prepare(&landing, &[table])?;
         let upload = || {
             self.device
                 .upload_pinned(&self.stream, &landing, 0, &pinned, 0..bytes)
@@ -306,13 +332,21 @@ impl Engine for CudaEngine {
         let begin = Instant::now();
         (0..uploads).try_for_each(|_| upload())?;
         self.stream.synchronize()?;
-        let uploaded = bytes as f64 * f64::from(uploads);
+        let wire_s = begin.elapsed().as_secs_f64() / f64::from(uploads);
+        let decode = || self.device.decode(&self.stream, &landing, &program, 0);
+        decode()?;
+        self.stream.synchronize()?;
+        let begin = Instant::now();
+        (0..DECODES).try_for_each(|_| decode())?;
+        self.stream.synchronize()?;
+        let decode_s = begin.elapsed().as_secs_f64() / f64::from(DECODES);
         let costs = Costs::default();
         Ok(Some(Costs {
             rates: Rates {
-                wire_bytes_per_s: uploaded / begin.elapsed().as_secs_f64(),
+                wire_bytes_per_s: bytes as f64 / wire_s,
                 ..costs.rates
             },
+            decode_bytes_per_s: (encoded.bytes + place.bytes) as f64 / decode_s,
             ..costs
         }))
     }
