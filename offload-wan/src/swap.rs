@@ -193,6 +193,9 @@ impl BlockSwap {
     pub fn settings(&self, settings: Settings) -> Settings {
         Settings {
             blocks_ahead: (self.prefetch_blocks > 0).then_some(self.prefetch_blocks),
+            // The least memory for so many swapped blocks is the original's, a whole one on its way: parts would take a
+            // little less and be slower.
+            part_bytes: u64::MAX,
             pin_files: self.use_non_blocking,
             ..settings
         }

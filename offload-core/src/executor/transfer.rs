@@ -183,7 +183,7 @@ pub(super) struct Transfer<D: Device> {
     pub(super) names: Vec<String>,
     pub(super) upload: D::Stream,
     pub(super) decode: D::Stream,
-    /// Events by set, kind and visit; `None` for visits to residents.
+    /// Events by set, kind and visit; `None` for visits to residents, unless they are traced.
     events: Vec<Vec<Vec<Option<VisitEvents<D>>>>>,
     states: Mutex<States>,
     submitted: Condvar,
@@ -221,8 +221,11 @@ impl<D: Device> Transfer<D> {
         trace: bool,
     ) -> Result<Self, DeviceError> {
         let visit_events = |visit: &Option<VisitProgram<D>>| {
-            let Some(visit) = visit else {
-                return Ok(None);
+            let parts = match visit {
+                Some(visit) => &visit.parts[..],
+                // What is resident only computes, which concerns nobody but traces.
+                None if trace => &[],
+                None => return Ok(None),
             };
             let event = || device.create_event();
             let part_events = |_: &PartProgram| {
@@ -237,7 +240,7 @@ impl<D: Device> Transfer<D> {
                 })
             };
             Ok(Some(VisitEvents {
-                parts: (visit.parts.iter().map(part_events)).collect::<Result<_, DeviceError>>()?,
+                parts: (parts.iter().map(part_events)).collect::<Result<_, DeviceError>>()?,
                 compute: event()?,
                 reach: event()?,
             }))
@@ -297,6 +300,12 @@ impl<D: Device> Transfer<D> {
 
     pub(super) fn block_name(&self, kind: usize, visit: usize) -> &str {
         &self.names[self.kinds[kind].blocks[visit]]
+    }
+
+    /// Whether the beginnings and ends of all visits are recorded.
+    pub(super) fn traces(&self, kind: usize, visit: usize) -> bool {
+        let events = self.events[0][kind][visit].as_ref();
+        events.is_some_and(|events| events.parts.iter().all(|part| part.begin.is_some()))
     }
 
     pub(super) fn events(&self, pass: u64, kind: usize, visit: usize) -> &VisitEvents<D> {

@@ -444,7 +444,7 @@ impl<D: Device> Offload<D> {
     fn release(&mut self, visit: usize, stream: &D::Stream) -> Result<(), DeviceError> {
         let transfer = &self.transfer;
         let (pass, kind) = (self.progress.pass, self.progress.kind);
-        if transfer.program(kind, visit).is_none() {
+        if transfer.program(kind, visit).is_none() && !transfer.traces(kind, visit) {
             return Ok(());
         }
         let event = &transfer.events(pass, kind, visit).compute;
@@ -511,7 +511,7 @@ impl<D: Device> Offload<D> {
             self.reach(program, visit)?;
             let events = transfer.events(pass, kind, visit);
             // Only what waits can stall.
-            if program.ahead().is_some() || events.parts[0].begin.is_some() {
+            if program.ahead().is_some() || transfer.traces(kind, visit) {
                 let generation = device.record(&stream, &events.reach).map_err(of_block)?;
                 transfer.update(pass, kind, visit, |state| state.reach = generation);
             }
@@ -537,6 +537,13 @@ impl<D: Device> Offload<D> {
             transfer
                 .fence(&stream, program.after(Stage::Compute, 0), turn)
                 .map_err(of_block)?;
+        } else if transfer.traces(kind, visit) {
+            let (epoch, events) = (self.progress.epoch, transfer.events(pass, kind, visit));
+            let generation = device.record(&stream, &events.reach).map_err(of_block)?;
+            transfer.update(pass, kind, visit, |state| {
+                state.begin(pass, epoch);
+                state.reach = generation;
+            });
         }
         let plan = &self.plan.blocks[block];
         let place = self.plan.kinds[kind].visits[visit].place.or(plan.resident);
@@ -768,19 +775,19 @@ impl<D: Device> Offload<D> {
         )?;
         let mut stall_s = 0.0;
         for visit in 0..transfer.kinds[kind].visits.len() {
-            let Some(program) = transfer.program(kind, visit) else {
+            let program = transfer.program(kind, visit);
+            if program.is_none() && !transfer.traces(kind, visit) {
                 continue;
-            };
+            }
             let state = |state: &VisitState| (state.pass, state.epoch, state.reach, state.compute);
             let (of_pass, of_epoch, reach, compute) = transfer.with_state(pass, kind, visit, state);
             if (of_pass, of_epoch) != (pass, epoch) || reach.0 == 0 {
                 continue; // skipped, or never reached
             }
             let events = transfer.events(pass, kind, visit);
-            let last = &events.parts[program.last_part()];
-            let arrived = match program.ahead() {
-                Some([_, Stage::Decode]) => Some(&last.decode),
-                Some(_) => Some(&last.upload),
+            let arrived = match program.and_then(VisitProgram::ahead) {
+                Some([_, Stage::Decode]) => events.parts.last().map(|last| &last.decode),
+                Some(_) => events.parts.last().map(|last| &last.upload),
                 None => None,
             };
             let stalled = match arrived {
@@ -803,11 +810,12 @@ impl<D: Device> Offload<D> {
                     });
                     Ok::<_, DeviceError>(())
                 };
-                for (part, events) in program.parts.iter().zip(&events.parts) {
+                let parts = program.iter().flat_map(|program| &program.parts);
+                for (part, events) in parts.zip(&events.parts) {
                     let Some([upload, decode]) = &events.begin else {
                         continue;
                     };
-                    if program.uploaded {
+                    if program.is_some_and(|program| program.uploaded) {
                         span("upload", upload, &events.upload, 0.0)?;
                     }
                     if part.table.is_some() {
@@ -818,9 +826,10 @@ impl<D: Device> Offload<D> {
                     span("stall", &events.reach, arrived, 0.0)?;
                 }
                 if compute.0 > 0 {
-                    let (from, shift) = match program.at_use {
-                        true => (&last.decode, 0.0),
-                        false => (&events.reach, stalled),
+                    let at_use = program.is_some_and(|program| program.at_use);
+                    let (from, shift) = match events.parts.last() {
+                        Some(last) if at_use => (&last.decode, 0.0),
+                        _ => (&events.reach, stalled),
                     };
                     span("compute", from, &events.compute, shift)?;
                 }

@@ -275,17 +275,28 @@ fn a_stored_arrival_gives_the_encoded_bytes() {
 fn traces_hold_a_span_for_every_operation() {
     let device = CpuDevice::new();
     let stream = device.inline_stream();
-    let mut offload = support::least(&device, support::mixed_model())
-        .trace(true)
-        .build()
-        .unwrap();
-    for _ in 0..4 {
-        let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
-        while pass.acquire().unwrap().is_some() {}
+    // From nothing that stays, over blocks that stay encoded, to everything resident.
+    let model = support::mixed_model();
+    let all = support::resident_bytes(&device, &model);
+    for (budget, uploads) in [
+        (DeviceBudget::Least, 40),
+        (DeviceBudget::Bytes(all * 6 / 10), 8),
+        (DeviceBudget::Bytes(all), 0),
+    ] {
+        for decoding in [Decoding::Ahead, Decoding::AtUse] {
+            let builder = support::least(&device, model.clone()).device_budget(budget);
+            let mut offload = builder.decoding(decoding).trace(true).build().unwrap();
+            for _ in 0..4 {
+                let mut pass = offload.pass(PassKind::FULL, &stream).unwrap();
+                while pass.acquire().unwrap().is_some() {}
+            }
+            offload.report().unwrap();
+            let count = |stage| offload.spans().filter(|span| span.stage == stage).count();
+            assert_eq!((count("upload"), count("compute")), (uploads, 40));
+            let visits = &offload.plan().kinds[0].visits;
+            let decodes = visits.iter().filter(|visit| visit.is_decoded()).count();
+            assert_eq!(count("decode"), 4 * decodes);
+            assert!(offload.spans().all(|span| span.begin_s <= span.end_s));
+        }
     }
-    offload.report().unwrap();
-    let count = |stage| offload.spans().filter(|span| span.stage == stage).count();
-    assert_eq!((count("upload"), count("compute")), (40, 40));
-    assert!(count("decode") > 0);
-    assert!(offload.spans().all(|span| span.begin_s <= span.end_s));
 }
