@@ -37,11 +37,13 @@ use std::sync::Arc;
 use offload_core::model::{Model, PassKind, Residency};
 use offload_core::plan::Plan;
 use offload_core::source::SourceFile;
-use offload_core::swappable::Swappable;
+use offload_core::swappable::{Swappable, TensorSpec};
 use serde::{Deserialize, Serialize};
 
+use crate::block::WanBlock;
 use crate::checkpoint::Checkpoint;
 use crate::detect::Expert;
+use crate::names;
 use crate::transformer::{LayoutError, Part, Transformer, is_cross_key_or_value};
 
 /// When VACE blocks run.
@@ -294,7 +296,7 @@ impl WanModel {
         let mut kinds = Vec::new();
         for (number, draft) in drafts.into_iter().enumerate() {
             let first = draft.first;
-            let demands = move |_: &dyn Swappable, tensor: &offload_core::swappable::TensorSpec| {
+            let demands = move |_: &dyn Swappable, tensor: &TensorSpec| {
                 first || !is_cross_key_or_value(tensor.name())
             };
             let kind;
@@ -498,7 +500,7 @@ fn of(checkpoint: &Checkpoint, options: &PassOptions) -> Result<Transformer, Lay
     })
 }
 
-fn arc(block: crate::block::WanBlock) -> Arc<dyn Swappable> {
+fn arc(block: WanBlock) -> Arc<dyn Swappable> {
     Arc::new(block)
 }
 
@@ -670,10 +672,24 @@ fn canonical(file: &SourceFile) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
 }
 
+/// The tensors of a block that it has in every encoding: without scales and what else says how weights are stored.
+fn weights(block: &WanBlock) -> impl Iterator<Item = &TensorSpec> {
+    let tensors = block.tensors().iter();
+    tensors.filter(|tensor| !names::tells_encoding(tensor.name()))
+}
+
 /// Whether two transformers have the same blocks with the same tensors; encodings may differ.
 fn alike(high: &Transformer, low: &Transformer) -> Result<(), LayoutError> {
     let no_pair = |reason: String| Err(LayoutError::NoPair { reason });
-    if high.parts != low.parts {
+    let blocks = |of: &'_ Transformer| -> Vec<(Part, usize)> {
+        let parts = of.parts.iter().copied().zip(0..);
+        parts
+            .filter(|(_, index)| weights(&of.blocks[*index]).next().is_some())
+            .collect()
+    };
+    let (of_high, of_low) = (blocks(high), blocks(low));
+    let parts = |of: &[(Part, usize)]| -> Vec<Part> { of.iter().map(|(part, _)| *part).collect() };
+    if parts(&of_high) != parts(&of_low) {
         let names = |of: &Transformer, than: &Transformer| -> String {
             let own = of.blocks.iter().filter(|block| {
                 let mut others = than.blocks.iter();
@@ -688,14 +704,15 @@ fn alike(high: &Transformer, low: &Transformer) -> Result<(), LayoutError> {
         };
         return no_pair(format!(
             "the experts differ: {} blocks and groups against {}; only that for high noise has {}, only the other {}",
-            high.parts.len(),
-            low.parts.len(),
+            of_high.len(),
+            of_low.len(),
             names(high, low),
             names(low, high)
         ));
     }
-    for (one, other) in high.blocks.iter().zip(&low.blocks) {
-        let count = (one.tensors().len(), other.tensors().len());
+    for ((_, one), (_, other)) in of_high.iter().zip(&of_low) {
+        let (one, other) = (&high.blocks[*one], &low.blocks[*other]);
+        let count = (weights(one).count(), weights(other).count());
         if count.0 != count.1 {
             return no_pair(format!(
                 "the experts differ in {}: {} tensors against {}",
@@ -704,7 +721,7 @@ fn alike(high: &Transformer, low: &Transformer) -> Result<(), LayoutError> {
                 count.1
             ));
         }
-        for tensor in one.tensors() {
+        for tensor in weights(one) {
             let name = tensor.name();
             let found = other.tensors().iter().find(|other| other.name() == name);
             let same = found.is_some_and(|other| other.shape() == tensor.shape());

@@ -284,6 +284,35 @@ fn both_experts_stay_within_one_budget() {
 }
 
 #[test]
+fn experts_of_a_pair_may_be_stored_in_different_ways() {
+    let dir = TempDir::new().expect("can be made");
+    let stored_as = |recipe: Recipe| {
+        let name = format!("{}.safetensors", recipe.name());
+        let spec = SynthesizeSpec {
+            recipe,
+            ..small(Family::T2v22)
+        };
+        made(&dir, &name, &spec)
+    };
+    let plain = stored_as(Recipe::BF16);
+    for recipe in [Recipe::F8, Recipe::F8Scaled, Recipe::F8Mixed] {
+        let other = stored_as(recipe);
+        for (high, low) in [(&plain, &other), (&other, &plain)] {
+            let wan = WanModel::pair(high, low, None, &PassOptions::default());
+            let wan = wan.unwrap_or_else(|error| panic!("{}: {error}", recipe.name()));
+            let expected = stored(&wan);
+            let mut rig = Rig::new(&wan, DeviceBudget::Least);
+            for expert in [Expert::High, Expert::Low] {
+                let seen = rig.pass(wan.step(Some(expert), true)[0].kind);
+                let prefix = format!("{}.", expert.name());
+                let own = (expected.iter()).filter(|(name, _)| name.starts_with(&prefix));
+                assert!(seen.iter().eq(own), "{} {expert:?}", recipe.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn a_change_of_expert_that_is_told_before_moves_nothing_more() {
     let dir = TempDir::new().expect("can be made");
     let (high, low) = pair(&dir);

@@ -296,6 +296,12 @@ pub(crate) fn attached_to(name: &str) -> Option<String> {
     ATTACHED.contains(&leaf).then(|| format!("{owner}.weight"))
 }
 
+/// Whether a tensor called so is there because of how weights are stored: its name in a block.
+pub(crate) fn tells_encoding(name: &str) -> bool {
+    let leaf = name.rsplit('.').next().unwrap_or(name);
+    name == SCALED_FLAG || ATTACHED.contains(&leaf)
+}
+
 /// What tools put before the names, most specific first among those that share a start.
 pub(crate) const PREFIXES: [&str; 7] = [
     "",
