@@ -78,7 +78,7 @@ pub(super) const fn constant(name: &'static str, shape: &'static [Extent]) -> Ex
 pub(crate) const PATCH_LEN: u64 = 4;
 
 impl Extent {
-    /// What it comes to, or `None` where anything may stand.
+    /// What it comes to, or `None` where anything but 0 may stand.
     fn wanted(self, widths: Widths) -> Option<u64> {
         match self {
             Dim(times) => Some(widths.dim.saturating_mul(times)),
@@ -155,7 +155,7 @@ fn is_like(wanted: &[Option<u64>], shape: &[u64]) -> bool {
         && significant
             .iter()
             .zip(found)
-            .all(|(wanted, found)| wanted.is_none_or(|wanted| wanted == *found))
+            .all(|(wanted, found)| wanted.map_or(*found > 0, |wanted| wanted == *found))
 }
 
 /// Whether `shape` is that of five dimensions with the first two as one.
@@ -165,7 +165,7 @@ fn is_merged(wanted: &[Option<u64>], shape: &[u64]) -> bool {
     };
     let fits = match (first, second) {
         (Some(first), Some(second)) => first.checked_mul(*second) == Some(*merged),
-        (Some(first), None) => *first > 0 && merged % first == 0,
+        (Some(first), None) => *merged > 0 && *first > 0 && merged % first == 0,
         _ => false,
     };
     wanted.len() == 5 && fits && rest.iter().copied().eq(others.iter().map(|len| Some(*len)))
@@ -222,7 +222,13 @@ mod tests {
         for shape in [&[8, 16, 1, 2, 2][..], &[128, 1, 2, 2], &[8, 48, 1, 2, 2]] {
             assert_eq!(patch.check(shape, widths(8, 16), 1), Ok(()), "{shape:?}");
         }
-        for shape in [&[9, 16, 1, 2, 2][..], &[129, 1, 2, 2], &[128, 1, 4]] {
+        for shape in [
+            &[9, 16, 1, 2, 2][..],
+            &[129, 1, 2, 2],
+            &[128, 1, 4],
+            &[8, 0, 1, 2, 2],
+            &[0, 1, 2, 2],
+        ] {
             assert!(patch.check(shape, widths(8, 16), 1).is_err(), "{shape:?}");
         }
         let exact = Widths {
