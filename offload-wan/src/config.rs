@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use offload_core::source::{SourceError, SourceFile};
 use serde::Deserialize;
+use serde::de::Error as _;
 
 /// Why a configuration could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +78,12 @@ impl Config {
         }
         let mut text = vec![0; usize::try_from(bytes).expect("not too large")];
         file.read_exact_at(&mut text, 0)?;
-        match serde_json::from_slice(&text) {
+        // An array would be taken for the fields in their order.
+        let parsed = match text.trim_ascii_start() {
+            [b'[', ..] => Err(serde_json::Error::custom("an array, expected an object")),
+            _ => serde_json::from_slice(&text),
+        };
+        match parsed {
             Ok(config) => Ok(Some(Self {
                 from: "config.json",
                 ..config

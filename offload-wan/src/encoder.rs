@@ -1,7 +1,8 @@
-//! Text and image encoders that go with WAN, umT5 and CLIP: which layers a file of one has.
+//! Text and image encoders that go with WAN, umT5 or T5 and CLIP: which layers a file of one has.
 //!
 //! They run once per prompt, before the transformer. Their layers are all alike, so each is held to the first one; no
-//! table says what the first must have.
+//! table says what the first must have. Only T5 has something in its first layer for all: umT5 has a table of relative
+//! positions in each, T5 one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use offload_core::swappable::{Swappable, TensorSpec};
 use crate::block::WanBlock;
 use crate::checkpoint::BlockSummary;
 use crate::detect::Scaling;
-use crate::findings::{Finding, Findings};
+use crate::findings::{Finding, Findings, repeated};
 use crate::layout::role_by_name;
 use crate::names::{SCALED_FLAG, attached_to, canonical_leaf};
 use crate::stored::Stored;
@@ -56,7 +57,16 @@ pub(crate) struct Encoder {
     form: &'static Form,
     /// What stands before all names.
     prefix: String,
+    /// Whether only the first of several layers has a table of relative positions.
+    shares_positions: bool,
 }
+
+/// The table of relative positions of a layer, as kinds of files call it.
+const POSITIONS: [&str; 3] = [
+    "layer.0.SelfAttention.relative_attention_bias.weight",
+    "pos_embedding.embedding.weight",
+    "attn_rel_b.weight",
+];
 
 /// Which layer a tensor is in.
 enum Place<'a> {
@@ -72,13 +82,27 @@ impl Encoder {
                 let prefix = tensor.name().strip_suffix(form.marker)?;
                 (prefix.is_empty() || prefix.ends_with('.')).then(|| prefix.to_owned())
             });
-            let prefix = prefixes.next()?;
-            Some(Self { form, prefix })
+            let mut encoder = Self {
+                form,
+                prefix: prefixes.next()?,
+                shares_positions: false,
+            };
+            let layers = encoder.layers(tensors);
+            let with_positions = layers.iter().filter(|(_, tensors)| {
+                let mut names = tensors.iter().map(|(name, _)| name);
+                names.any(|name| POSITIONS.contains(name))
+            });
+            let with_positions: Vec<u64> = with_positions.map(|(index, _)| *index).collect();
+            encoder.shares_positions = layers.len() > 1 && with_positions == [0];
+            Some(encoder)
         })
     }
 
     pub(crate) fn name(&self) -> &'static str {
-        self.form.name
+        match self.shares_positions {
+            true => "t5",
+            false => self.form.name,
+        }
     }
 
     fn place<'a>(&self, name: &'a str) -> Place<'a> {
@@ -162,7 +186,8 @@ impl Encoder {
             let scale = stored.scale(finding.is_none(), scaling);
             finding.into_iter().chain(scale)
         });
-        findings.collect()
+        let twice = repeated(part.iter().map(|(name, tensor)| (name, *tensor)));
+        findings.chain(twice).collect()
     }
 
     /// What a layer lacks that the first has, or has in another shape, and in all of the encoder weights that cannot be
@@ -185,7 +210,10 @@ impl Encoder {
                 break;
             }
             let there: BTreeMap<&str, &TensorSpec> = tensors.iter().copied().collect();
-            for (name, first) in model {
+            let wanted = model.iter().filter(|(name, _)| {
+                *index == 0 || !self.shares_positions || !POSITIONS.contains(name)
+            });
+            for (name, first) in wanted {
                 match there.get(name) {
                     // The text beside a weight that says how it is stored may be of any length.
                     Some(tensor) if tensor.shape() != first.shape() && !is_attached(name) => {

@@ -2,10 +2,11 @@
 //!
 //! Findings speak of tensors as the file calls them, or would.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use offload_core::encoding::Encoding;
+use offload_core::swappable::TensorSpec;
 use serde::Serialize;
 
 use crate::catalog::{Catalog, Named};
@@ -45,6 +46,13 @@ pub enum Finding {
     Missing {
         /// What it would be called.
         tensor: String,
+    },
+    /// A tensor is there twice, under two names that mean the same, such as one with and one without a prefix.
+    Repeated {
+        /// The name of the second.
+        tensor: String,
+        /// That of the first.
+        first: String,
     },
     /// A tensor has a shape that does not fit the others.
     Misshapen {
@@ -102,6 +110,7 @@ impl Finding {
             Self::MissingBlock { .. }
             | Self::ExtraBlock { .. }
             | Self::Missing { .. }
+            | Self::Repeated { .. }
             | Self::Misshapen { .. }
             | Self::Packed { .. }
             | Self::Misencoded { .. }
@@ -116,6 +125,7 @@ impl Finding {
         match self {
             Self::MissingBlock { block, .. } | Self::ExtraBlock { block, .. } => block,
             Self::Missing { tensor }
+            | Self::Repeated { tensor, .. }
             | Self::Misshapen { tensor, .. }
             | Self::Packed { tensor, .. }
             | Self::Misencoded { tensor, .. }
@@ -161,6 +171,9 @@ impl fmt::Display for Finding {
                  (fix_5d_tensors_wan.safetensors), to be opened with this one"
             ),
             Self::Missing { tensor } => write!(f, "tensor {tensor} is missing"),
+            Self::Repeated { tensor, first } => {
+                write!(f, "tensor {tensor} is {first} again, under another name")
+            }
             Self::Misshapen {
                 tensor,
                 shape,
@@ -242,9 +255,30 @@ pub(crate) fn findings(
     }
     let root: Vec<&'static Expected> = check.layout.root().collect();
     check.tensors(Place::Root, &root, &mut all);
+    check.repeated(&mut all);
     check.channels(modules, &mut all);
     check.widths(&mut all);
     check.unknown(&mut all);
+    all
+}
+
+/// Those of a part's tensors that bear the name of one before.
+pub(crate) fn repeated<'t, K: Ord>(
+    tensors: impl Iterator<Item = (K, &'t TensorSpec)>,
+) -> Vec<Finding> {
+    let mut firsts: BTreeMap<K, &TensorSpec> = BTreeMap::new();
+    let mut all = Vec::new();
+    for (name, tensor) in tensors {
+        let first = *firsts.entry(name).or_insert(tensor);
+        let finding = Finding::Repeated {
+            tensor: tensor.name().to_owned(),
+            first: first.name().to_owned(),
+        };
+        // Parts of a stacked tensor are repeated together.
+        if first.name() != tensor.name() && !all.contains(&finding) {
+            all.push(finding);
+        }
+    }
     all
 }
 
@@ -342,6 +376,16 @@ impl Check<'_> {
         let file = self.catalog.style.convention.file_name(place, name);
         let name = file.map_or_else(|| format!("{place}{name}"), |file| file.name);
         format!("{}{name}", self.catalog.style.prefix)
+    }
+
+    /// Tensors that would bear one name in the model.
+    fn repeated(&self, all: &mut Vec<Finding>) {
+        for tensors in self.catalog.places.values() {
+            let named = tensors
+                .iter()
+                .map(|tensor| ((tensor.known, tensor.name.as_str()), tensor.file));
+            all.extend(repeated(named));
+        }
     }
 
     /// A patch embedding in the right form but with a number of channels that nobody has.

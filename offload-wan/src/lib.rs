@@ -31,7 +31,7 @@
 //! | `transformer`, `passes` | blocks, their order, pass kinds, pairs of experts | places blocks |
 //! | `scales`, `stored` | weights of few bits and their scales; whether both fit each other | |
 //! | `swap` | the original's options | |
-//! | `encoder` | layers of umT5 and CLIP | |
+//! | `encoder` | layers of umT5, T5 and CLIP | |
 //! | `synthesize` | checkpoints with seeded weights | |
 //!
 //! # Choices and their price

@@ -3,7 +3,7 @@
 //! The scales stay tensors of their block: whoever takes weights as stored needs them, and so does whoever quantises
 //! activations.
 
-use offload_core::decode::{Float, Scale, decode, is_scalable};
+use offload_core::decode::{Float, Scale, decode, is_scalable, is_supported};
 use offload_core::source::Source;
 use offload_core::swappable::TensorSpec;
 
@@ -55,18 +55,25 @@ pub(crate) fn with_scale(
     scaled.map_err(|error| unreadable(weight, &error))
 }
 
-/// What is wrong with the shape of a scale: it has one number for the whole weight, or one for each of its rows.
+/// What is wrong with a scale: it has one number for the whole weight, or one for each of its rows, and they are floats.
 pub(crate) fn misfit(weight: &TensorSpec, scale: &TensorSpec) -> Option<Finding> {
     let rows = weight.shape().first().copied().unwrap_or(1);
     let is_of_rows = matches!(*scale.shape(), [len] | [len, 1] if len == rows);
     let fits = is_of_tensor(scale) || is_of_rows && weight.element_count() > 0;
-    (!fits).then(|| Finding::Misshapen {
+    if !fits {
+        return Some(Finding::Misshapen {
+            tensor: scale.name().to_owned(),
+            shape: scale.shape().to_vec(),
+            expected: format!(
+                "[], [1], [{rows}] or [{rows}, 1], as {} has {rows} rows",
+                weight.name()
+            ),
+        });
+    }
+    (!is_supported(scale.encoding())).then(|| Finding::Misencoded {
         tensor: scale.name().to_owned(),
-        shape: scale.shape().to_vec(),
-        expected: format!(
-            "[], [1], [{rows}] or [{rows}, 1], as {} has {rows} rows",
-            weight.name()
-        ),
+        encoding: scale.encoding(),
+        expected: "floats".to_owned(),
     })
 }
 
@@ -109,6 +116,15 @@ impl LayoutError {
                     } => Finding::Misshapen {
                         tensor: named(tensor),
                         shape,
+                        expected,
+                    },
+                    Finding::Misencoded {
+                        tensor,
+                        encoding,
+                        expected,
+                    } => Finding::Misencoded {
+                        tensor: named(tensor),
+                        encoding,
                         expected,
                     },
                     other => other,

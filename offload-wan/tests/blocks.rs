@@ -4,7 +4,7 @@ mod support;
 
 use offload_core::model::{Model, Residency};
 use offload_core::swappable::{Role, Swappable};
-use offload_wan::{Checkpoint, CheckpointError, Finding, LayoutError};
+use offload_wan::{Checkpoint, CheckpointError, Finding, Findings, LayoutError};
 use support::{Recorded, Shaped, specs};
 
 fn model(tensors: &[Shaped]) -> Result<Model, LayoutError> {
@@ -236,15 +236,23 @@ fn a_tensor_of_two_shards_is_an_error() {
 }
 
 #[test]
-fn two_spellings_of_one_tensor_are_an_error() {
+fn two_spellings_of_one_tensor_are_a_finding() {
     let mut tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
     let mut prefixed: Vec<Shaped> = tensors
         .iter()
         .map(|(name, shape)| (format!("net.{name}"), shape.clone()))
         .collect();
-    prefixed.push(tensors.swap_remove(0));
+    let again = tensors.swap_remove(0);
+    prefixed.push(again.clone());
+    let expected = [Finding::Repeated {
+        tensor: again.0.clone(),
+        first: format!("net.{}", again.0),
+    }];
+    let checkpoint = Checkpoint::from_tensors(specs(&prefixed)).unwrap();
+    assert_eq!(checkpoint.findings(), expected);
     let error = model(&prefixed).unwrap_err();
-    assert!(matches!(error, LayoutError::Model(_)), "{error}");
+    let findings = Findings(expected.to_vec());
+    assert_eq!(error, LayoutError::Incomplete { findings });
 }
 
 #[test]

@@ -10,7 +10,7 @@ use offload_core::executor::{DeviceBudget, Offload};
 use offload_core::format::gguf::Writer;
 use offload_core::model::{PassKind, Residency};
 use offload_core::source::Source;
-use offload_core::swappable::TensorSpec;
+use offload_core::swappable::{Swappable, TensorSpec};
 use offload_wan::{
     Checkpoint, Expert, Family, Finding, LayoutError, Naming, Recipe, Scaling, SynthesizeSpec,
     Variant, synthesize,
@@ -248,6 +248,56 @@ fn a_scale_is_one_number_or_one_for_each_row() {
         ),
         "{text}"
     );
+}
+
+/// A described tensor with no tensors before it: where its bytes are does not matter.
+fn alone(name: &str, encoding: Encoding, shape: &[u64]) -> TensorSpec {
+    let bytes = encoding.bytes_of(shape).expect("is small");
+    let source = Source::Described { range: 0..bytes };
+    TensorSpec::new(name, shape.to_vec(), encoding, source).expect("lengths fit")
+}
+
+#[test]
+fn a_scale_is_of_floats() {
+    let scale = "blocks.1.self_attn.q.scale_weight";
+    let stored_as = |encoding| {
+        let tensors = scaled(Family::T2v21, Recipe::F8Scaled, Naming::Native).into_iter();
+        let tensors = tensors.map(|tensor| match tensor.name() == scale {
+            true => alone(scale, encoding, &[]),
+            false => tensor,
+        });
+        let tensors: Vec<TensorSpec> = tensors.collect();
+        let checkpoint = Checkpoint::from_tensors(tensors.clone()).expect("names are unique");
+        (checkpoint.findings(), tensors)
+    };
+    assert_eq!(stored_as(Encoding::BF16).0, []);
+    let (findings, tensors) = stored_as(Encoding::I32);
+    let expected = Finding::Misencoded {
+        tensor: scale.to_owned(),
+        encoding: Encoding::I32,
+        expected: "floats".to_owned(),
+    };
+    assert_eq!(findings, [expected]);
+    assert_eq!(refused(tensors), findings);
+}
+
+#[test]
+fn what_is_stored_in_two_ways_is_a_finding() {
+    let scale = ("scale_weight", "weight_scale");
+    let weight = ("weight_int8", "weight");
+    for (family, recipe, owner, (own, other)) in [
+        (Family::T2v21, Recipe::F8Scaled, "blocks.1.ffn.0", scale),
+        (Family::LongCat, Recipe::Int8, "blocks.1.attn.qkv", weight),
+    ] {
+        let mut tensors = scaled(family, recipe, Naming::Native);
+        let first = format!("{owner}.{own}");
+        let found = tensors.iter().find(|tensor| tensor.name() == first);
+        let shape = found.expect("is there").shape().to_vec();
+        let tensor = format!("{owner}.{other}");
+        tensors.push(alone(&tensor, Encoding::F32, &shape));
+        // Once, also of a tensor that is three in the model.
+        assert_eq!(refused(tensors), [Finding::Repeated { tensor, first }]);
+    }
 }
 
 #[test]
@@ -638,6 +688,92 @@ fn layers_of_encoders_are_blocks() {
 }
 
 #[test]
+fn only_the_first_layer_of_t5_has_relative_positions() {
+    let kinds = [
+        (
+            encoder(
+                "encoder.block.",
+                &["layer.0.SelfAttention.q.weight"],
+                &["shared.weight"],
+            ),
+            "encoder.block.",
+            "layer.0.SelfAttention.relative_attention_bias.weight",
+        ),
+        (
+            encoder(
+                "blocks.",
+                &["ffn.gate.0.weight"],
+                &["token_embedding.weight"],
+            ),
+            "blocks.",
+            "pos_embedding.embedding.weight",
+        ),
+        (
+            encoder("enc.blk.", &["attn_q.weight"], &["token_embd.weight"]),
+            "enc.blk.",
+            "attn_rel_b.weight",
+        ),
+    ];
+    for (tensors, layers, positions) in kinds {
+        let with_positions = |of: &[u64]| {
+            let mut tensors = tensors.clone();
+            tensors.extend(
+                of.iter()
+                    .map(|index| (format!("{layers}{index}.{positions}"), vec![32, 64])),
+            );
+            open(&tensors)
+        };
+        for (name, of) in [("t5", &[0][..]), ("umt5", &[0, 1, 2]), ("umt5", &[])] {
+            let checkpoint = with_positions(of);
+            assert_eq!(checkpoint.detection().encoder, Some(name), "{of:?}");
+            assert_eq!(checkpoint.findings(), []);
+            let model = checkpoint.model().expect("is whole");
+            let has_positions = |block: &dyn Swappable| {
+                let mut tensors = block.tensors().iter();
+                tensors.any(|tensor| tensor.name() == positions)
+            };
+            let blocks = model.blocks().iter().zip(0..);
+            let found: Vec<u64> = blocks
+                .filter(|(block, _)| has_positions(block.as_ref()))
+                .map(|(_, index)| index - 1)
+                .collect();
+            assert_eq!(found, of, "{layers}");
+        }
+        // Of umT5 each has its own.
+        let missing = Finding::Missing {
+            tensor: format!("{layers}1.{positions}"),
+        };
+        assert_eq!(with_positions(&[0, 2]).findings(), [missing]);
+        // What is there under two names.
+        let (weight, encoding) = (tensors[0].0.clone(), Encoding::F8E4M3);
+        let owner = weight.strip_suffix("weight").expect("is one");
+        let mut specs: Vec<TensorSpec> = (tensors.iter())
+            .map(|(name, shape)| alone(name, encoding, shape))
+            .collect();
+        for layer in 0..3 {
+            let owner = owner.replacen('0', &layer.to_string(), 1);
+            specs.push(alone(&format!("{owner}scale_weight"), Encoding::F32, &[]));
+        }
+        for root in &tensors[3..] {
+            let owner = root.0.strip_suffix("weight").expect("is one");
+            specs.push(alone(&format!("{owner}scale_weight"), Encoding::F32, &[]));
+        }
+        let again = format!("{owner}weight_scale");
+        specs.push(alone(&again, Encoding::F32, &[]));
+        let checkpoint = Checkpoint::from_tensors(specs).expect("names are unique");
+        let repeated = Finding::Repeated {
+            tensor: again,
+            first: format!("{owner}scale_weight"),
+        };
+        assert!(
+            checkpoint.findings().contains(&repeated),
+            "{:?}",
+            checkpoint.findings()
+        );
+    }
+}
+
+#[test]
 fn scales_of_encoders_fit_their_weights_and_texts_are_of_any_length() {
     let made = |scale: &[u64], text: u64| {
         let mut tensors = Vec::new();
@@ -709,9 +845,11 @@ fn the_configuration_of_a_folder_is_read_beside_a_single_file_too() {
     // Beside a file that is named itself there may be that of another model.
     assert_eq!(layers(&path), [0, 1, 2, 3, 4, 5, 6, 8]);
     // One that cannot be read is no reason to do without.
-    fs::write(&config, "{").expect("can be written");
-    let error = Checkpoint::open(&folder).expect_err("is no configuration");
-    assert!(error.to_string().contains("config.json"), "{error}");
+    for text in ["{", "[]", " [40, [0, 5]]", "null", "40"] {
+        fs::write(&config, text).expect("can be written");
+        let error = Checkpoint::open(&folder).expect_err("is no configuration");
+        assert!(error.to_string().contains("config.json"), "{error}");
+    }
     fs::remove_file(&path).expect("is there");
     fs::write(&config, text).expect("can be written");
     let spec = SynthesizeSpec {
