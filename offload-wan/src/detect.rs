@@ -441,7 +441,7 @@ fn measure(catalog: &Catalog<'_>, detection: &mut Detection) {
             .element_count()
             .checked_div(per_channel)
             .filter(|channels| channels.saturating_mul(per_channel) == weight.element_count())
-            .filter(|_| is_patch);
+            .filter(|channels| is_patch && *channels > 0);
     }
     let (dim, ffn_dim) = (detection.dim, detection.ffn_dim);
     detection.decide(
@@ -455,7 +455,7 @@ fn measure(catalog: &Catalog<'_>, detection: &mut Detection) {
 fn measure_channels(catalog: &Catalog<'_>, modules: Modules, detection: &mut Detection) {
     let found = ["head.head.weight", "head.head.bias"].map(|name| {
         let spec = catalog.root_tensor(name)?;
-        Some(spec.shape().first()? / PATCH_LEN)
+        Some(spec.shape().first()? / PATCH_LEN).filter(|channels| *channels > 0)
     });
     let known = |channels: &u64| {
         let mut families = FAMILIES

@@ -3,7 +3,7 @@
 mod support;
 
 use offload_wan::{Checkpoint, Finding, Naming, Recipe, SynthesizeSpec, Variant};
-use support::{Shaped, described};
+use support::{Recorded, Shaped, described};
 
 fn open(tensors: &[Shaped]) -> Checkpoint {
     Checkpoint::from_tensors(described(tensors)).expect("names are unique")
@@ -148,6 +148,21 @@ fn an_unknown_tensor_is_named_and_kept() {
             kept.filter(|tensor| tensor.name().contains("lora")).count(),
             1
         );
+    }
+}
+
+#[test]
+fn channels_are_more_than_none() {
+    let tensors = Recorded::read("native.wan2.1-t2v-1.3b").tensors();
+    for (name, axis) in [("patch_embedding.weight", 1), ("head.head.weight", 0)] {
+        let mut tensors = tensors.clone();
+        let found = tensors.iter_mut().find(|(tensor, _)| tensor == name);
+        found.expect("is there").1[axis] = 0;
+        let findings = open(&tensors).findings();
+        let [finding @ Finding::Misshapen { .. }] = &findings[..] else {
+            panic!("{findings:?}");
+        };
+        assert_eq!(finding.name(), name);
     }
 }
 
