@@ -785,15 +785,23 @@ impl<D: Device> Offload<D> {
                 continue; // skipped, or never reached
             }
             let events = transfer.events(pass, kind, visit);
-            let arrived = match program.and_then(VisitProgram::ahead) {
-                Some([_, Stage::Decode]) => events.parts.last().map(|last| &last.decode),
-                Some(_) => events.parts.last().map(|last| &last.upload),
+            let ahead = program.and_then(VisitProgram::ahead);
+            let parts = &events.parts;
+            // What the compute stream waits for, and from when: the last part, or at use each one in its turn.
+            let waits = |part: usize| match ahead {
+                Some([_, Stage::Decode]) if part + 1 < parts.len() => None,
+                Some([_, Stage::Decode]) => Some((&events.reach, &parts[part].decode)),
+                Some(_) => {
+                    let before = part.checked_sub(1).map(|before| &parts[before].decode);
+                    Some((before.unwrap_or(&events.reach), &parts[part].upload))
+                }
                 None => None,
             };
-            let stalled = match arrived {
-                Some(arrived) => device.elapsed(&events.reach, arrived)?.max(0.0),
-                None => 0.0,
-            };
+            let waits = || (0..parts.len()).filter_map(waits);
+            let mut stalled = 0.0;
+            for (from, arrived) in waits() {
+                stalled += device.elapsed(from, arrived)?.max(0.0);
+            }
             stall_s += stalled;
             if let Some(origin) = &self.origin {
                 let block = transfer.block_name(kind, visit);
@@ -822,8 +830,10 @@ impl<D: Device> Offload<D> {
                         span("decode", decode, &events.decode, 0.0)?;
                     }
                 }
-                if let Some(arrived) = arrived.filter(|_| stalled > 0.0) {
-                    span("stall", &events.reach, arrived, 0.0)?;
+                for (from, arrived) in waits() {
+                    if device.elapsed(from, arrived)? > 0.0 {
+                        span("stall", from, arrived, 0.0)?;
+                    }
                 }
                 if compute.0 > 0 {
                     let at_use = program.is_some_and(|program| program.at_use);

@@ -54,7 +54,7 @@ pub(super) fn work_s(problem: &Problem, kind: usize, forms: &[Form]) -> [f64; 3]
         }
         work[1] += costs.decode[index];
         if form == Form::Streamed {
-            work[0] += costs.upload[index];
+            work[0] += costs.least_upload[index];
         }
     }
     work
@@ -94,12 +94,16 @@ pub(super) fn placement_bound_s(problem: &Problem, kind: usize, budget_bytes: u6
         .unwrap_or(0);
     let capacity = budget_bytes.saturating_sub(kept).saturating_sub(passage);
     // An upload is saved by the smaller of the forms that stay, a decode by being resident.
-    let uploads = relaxed_s(problem, kind, capacity, &costs.upload, |one| {
-        match one.can_pack {
+    let uploads = relaxed_s(
+        problem,
+        kind,
+        capacity,
+        &costs.least_upload,
+        |one| match one.can_pack {
             true => one.staging.min(one.place),
             false => one.place,
-        }
-    });
+        },
+    );
     let decodes = relaxed_s(problem, kind, capacity, &costs.decode, |one| one.place);
     uploads.max(decodes + costs.compute_s)
 }

@@ -10,6 +10,8 @@ pub(super) struct KindCosts {
     pub(super) weight: f64,
     /// Upload, if the visit is streamed.
     pub(super) upload: Vec<f64>,
+    /// The same, or that of its parts together where that is less: the padding between parts is not brought.
+    pub(super) least_upload: Vec<f64>,
     /// Decode, if the visit is streamed or packed; 0 for what arrives as stored.
     pub(super) decode: Vec<f64>,
     /// Upload and decode of each part, if the visit is staged in parts.
@@ -70,6 +72,14 @@ pub(super) fn costs(workload: &Workload, rates: &Rates) -> Result<Vec<KindCosts>
             let parts: Vec<Vec<[f64; 2]>> = parts.collect();
             let compute: Vec<f64> = kind.visits.iter().map(|visit| visit.compute_s).collect();
             let compute_s = compute.iter().sum::<f64>();
+            let least_upload = upload.iter().zip(&parts).map(|(&whole, parts)| {
+                let in_parts = parts.iter().map(|part| part[0]).sum::<f64>();
+                match parts.is_empty() {
+                    true => whole,
+                    false => whole.min(in_parts),
+                }
+            });
+            let least_upload = least_upload.collect();
             let in_parts = parts.iter().flatten().flatten().sum::<f64>();
             let whole = upload.iter().sum::<f64>() + decode.iter().sum::<f64>();
             let pass_s = compute_s + whole.max(in_parts);
@@ -84,6 +94,7 @@ pub(super) fn costs(workload: &Workload, rates: &Rates) -> Result<Vec<KindCosts>
             Ok(KindCosts {
                 weight: kind.share / shares,
                 upload,
+                least_upload,
                 decode,
                 parts,
                 compute,

@@ -56,7 +56,7 @@ pub struct VisitLoad {
     pub compute_s: f64,
     /// Seconds its decoding takes.
     pub decode_s: f64,
-    /// The same by the block's parts.
+    /// The same by the block's parts, which bring no more than the whole; what lies between them is not brought.
     pub parts: Vec<PartLoad>,
 }
 
@@ -216,6 +216,14 @@ impl Workload {
                         part.wire_bytes, block.name
                     ));
                 }
+            }
+            let in_parts = visit.parts.iter().map(|part| u128::from(part.wire_bytes));
+            let in_parts = in_parts.sum::<u128>();
+            if in_parts > u128::from(visit.wire_bytes) {
+                return bad(format!(
+                    "visit {index} of pass kind {name} brings {} bytes, but its parts {in_parts}",
+                    visit.wire_bytes
+                ));
             }
             wire += u128::from(visit.wire_bytes);
         }

@@ -1,5 +1,7 @@
 //! What the plan and the report say is what happened.
 
+use std::sync::Arc;
+
 use offload_core::cpu::CpuDevice;
 use offload_core::encoding::Encoding;
 use offload_core::executor::{
@@ -7,7 +9,8 @@ use offload_core::executor::{
 };
 use offload_core::model::{Model, PassKind};
 use offload_core::plan::{Decoding, Form};
-use offload_core::testing::toy;
+use offload_core::swappable::Swappable;
+use offload_core::testing::toy::{self, ToyBlock};
 use offload_core::testing::{Observed, Recorder, VirtualDevice};
 
 use crate::support;
@@ -166,8 +169,17 @@ fn virtual_pass(
     fraction: f64,
     encoding: Encoding,
     decoding: Option<Decoding>,
+    part_bytes: u64,
 ) -> [(f64, f64); 3] {
-    let model = toy::model(&[[64, 256]; 24], &[encoding], 9);
+    let blocks = (0..24_u64).map(|index| {
+        let tensor = |part| {
+            let seed = 9 + 100 * index + part;
+            toy::tensor(&format!("weight.{part}"), &[16, 256], encoding, seed)
+        };
+        let tensors = (0..4).map(tensor).collect();
+        Arc::new(ToyBlock::new(format!("blocks.{index}"), tensors)) as Arc<dyn Swappable>
+    });
+    let model = Model::new(blocks.collect()).unwrap();
     let mut costs = Costs::default();
     costs.rates.upload_latency_s = 0.0;
     costs.decode_bytes_per_s = 100e9;
@@ -187,6 +199,7 @@ fn virtual_pass(
             remainder_below_bytes: 64,
             costs: costs.clone(),
             decoding,
+            part_bytes,
             ..Settings::default()
         };
         Offload::builder(&device)
@@ -223,15 +236,20 @@ fn virtual_pass(
 
 #[test]
 fn on_the_virtual_clock_a_pass_takes_what_the_plan_predicted() {
-    for (encoding, decoding) in [
-        (Encoding::Q8_0, None),
-        (Encoding::Q8_0, Some(Decoding::AtUse)),
-        (Encoding::Q8_0, Some(Decoding::Ahead)),
-        (Encoding::BF16, None),
+    let whole = Settings::default().part_bytes;
+    for (encoding, decoding, part_bytes) in [
+        (Encoding::Q8_0, None, whole),
+        (Encoding::Q8_0, Some(Decoding::AtUse), whole),
+        (Encoding::Q8_0, Some(Decoding::AtUse), 0),
+        (Encoding::Q8_0, Some(Decoding::AtUse), 10_000),
+        (Encoding::Q8_0, Some(Decoding::Ahead), whole),
+        (Encoding::Q8_0, Some(Decoding::Ahead), 0),
+        (Encoding::BF16, None, whole),
     ] {
         for copy_over_compute in [0.3, 0.9, 1.0, 1.7, 4.0] {
             for fraction in [0.0, 0.25, 0.5, 0.75, 0.9] {
-                let mut figures = virtual_pass(copy_over_compute, fraction, encoding, decoding);
+                let mut figures =
+                    virtual_pass(copy_over_compute, fraction, encoding, decoding, part_bytes);
                 let pass_s = figures[0].0;
                 // The clock's streams share nothing. What is decoded ahead takes its time from computing on a device, and
                 // is planned so.
@@ -244,8 +262,8 @@ fn on_the_virtual_clock_a_pass_takes_what_the_plan_predicted() {
                 {
                     assert!(
                         (predicted - measured).abs() <= 1e-6 * pass_s,
-                        "{what} of {encoding}, r = {copy_over_compute}, {fraction} of the way: \
-                         predicted {predicted}, measured {measured}"
+                        "{what} of {encoding}, {decoding:?}, parts of {part_bytes}, r = {copy_over_compute}, \
+                         {fraction} of the way: predicted {predicted}, measured {measured}"
                     );
                 }
             }

@@ -1,6 +1,6 @@
 //! Workloads that make no sense are refused with the numbers; none of them panics or overflows.
 
-use offload_core::plan::{Budget, Plan, PlanError, Rates, Tier, Workload};
+use offload_core::plan::{Budget, PartLoad, Plan, PlanError, Rates, Tier, Workload};
 use proptest::prelude::*;
 
 use crate::workloads::{self, uniform};
@@ -51,6 +51,18 @@ fn each_contradiction_is_named() {
         ("has 0 parts, block block 1 has 2", |load| {
             load.blocks[1].staging_bytes = 1024;
             load.blocks[1].parts = vec![1000, 24];
+        }),
+        ("brings 1000 bytes, but its parts 1024", |load| {
+            load.blocks[1].staging_bytes = 1024;
+            load.blocks[1].parts = vec![1000, 24];
+            load.kinds[0].visits[1].wire_bytes = 1000;
+            load.kinds[0].visits[1].parts = [1000, 24]
+                .map(|wire_bytes| PartLoad {
+                    wire_bytes,
+                    uploads: 1,
+                    decode_s: 0.0,
+                })
+                .to_vec();
         }),
         ("computes for NaN", |load| {
             load.kinds[0].visits[0].compute_s = f64::NAN
