@@ -182,9 +182,13 @@ fn auto_takes_the_gpu_and_a_trace_has_every_visit() {
     let trace: Value =
         serde_json::from_slice(&fs::read(&trace).expect("was written")).expect("the trace is JSON");
     let events = trace["traceEvents"].as_array().expect("a list");
-    for stage in ["upload", "decode", "compute"] {
+    for (stage, visits) in [("upload", 3), ("decode", 3), ("compute", 8)] {
         let spans = events.iter().filter(|event| event["cat"] == stage).count();
-        assert_eq!(spans, 6, "{stage}: three blocks, two passes");
+        assert_eq!(
+            spans,
+            2 * visits,
+            "{stage}: three blocks, five groups that stay, two passes"
+        );
     }
 }
 
