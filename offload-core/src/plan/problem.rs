@@ -166,7 +166,8 @@ impl<'a> Problem<'a> {
             _ if !sizes.iter().any(is_decoded) => vec![Decoding::Ahead],
             (Some(decoding), _) => vec![decoding],
             (None, Some(_)) => vec![Decoding::Ahead],
-            (None, None) => vec![Decoding::AtUse, Decoding::Ahead],
+            // Of two alike the first is kept: ahead, decoding is not late where the host is.
+            (None, None) => vec![Decoding::Ahead, Decoding::AtUse],
         };
         Ok(Self {
             workload,
