@@ -1,8 +1,9 @@
 //! An executor on paper, written from the contract and not from the planner.
 //!
 //! Three in-order streams run several passes, of any kinds, with some visits skipped. The only order between two
-//! operations is: the same stream, a dependency of the plan, or the executor's rule that uploads and decodes of pass
-//! `p` wait for the end of pass `p - 2`. From that a vector clock is computed for each operation. Two operations that
+//! operations is: the same stream, a dependency of the plan, or the executor's rules that uploads and decodes of pass
+//! `p` wait for the end of pass `p - 2`, and that computes wait for all uploads before their pass if some of those in the
+//! pass before it were skipped. From that a vector clock is computed for each operation. Two operations that
 //! touch a common byte, at least one of them writing, must be ordered; otherwise some interleaving races. If all are,
 //! every interleaving has the outcome of any one, and that one is replayed byte range by byte range.
 
@@ -79,6 +80,8 @@ pub(crate) fn run(plan: &Plan, passes: &[Pass]) -> Result<(), String> {
     // Index of nodes by pass, stage, visit and part.
     let mut index: Vec<BTreeMap<(Stage, u32, u32), usize>> = Vec::new();
     let mut ends: Vec<[usize; 3]> = Vec::new();
+    // Something was uploaded in the pass before that nobody read.
+    let mut strays = false;
 
     for (number, pass) in passes.iter().enumerate() {
         let kind = &plan.kinds[pass.kind];
@@ -96,6 +99,9 @@ pub(crate) fn run(plan: &Plan, passes: &[Pass]) -> Result<(), String> {
             };
             if stream < 2 && number >= 2 {
                 join(ends[number - 2]);
+            }
+            if stream == 2 && strays {
+                join([ends[number - 1][0], 0, 0]);
             }
             let idle = match stage {
                 Stage::Compute => how != Use::Computed,
@@ -182,6 +188,8 @@ pub(crate) fn run(plan: &Plan, passes: &[Pass]) -> Result<(), String> {
                 }
             }
         }
+        let skips = pass.uses.iter().any(|how| *how != Use::Computed);
+        strays = skips || strays && kind.visits.is_empty();
         index.push(own);
         ends.push(streams);
     }
