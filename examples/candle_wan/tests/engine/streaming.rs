@@ -32,12 +32,13 @@ fn run(
     }
 }
 
-/// Runs with everything resident, in the least memory, and half way between.
+/// Runs with everything resident, in the least memory, and an eighth and half of the way between, where blocks stay encoded.
 fn compare(checkpoint: &Checkpoint, low: Option<&Checkpoint>, blocks: usize, request: &Request) {
     let resident = run(checkpoint, low, DeviceBudget::LeaveFree(0), request);
     let least = run(checkpoint, low, DeviceBudget::Least, request);
-    let between = DeviceBudget::Bytes(u64::midpoint(resident.arena_bytes, least.arena_bytes));
-    let some = run(checkpoint, low, between, request);
+    let more = resident.arena_bytes - least.arena_bytes;
+    let at = |bytes| run(checkpoint, low, DeviceBudget::Bytes(bytes), request);
+    let [some, half] = [8, 2].map(|part| at(least.arena_bytes + more / part));
     assert_eq!(resident.streamed, 0);
     assert_eq!(least.streamed, blocks);
     assert!(
@@ -45,9 +46,11 @@ fn compare(checkpoint: &Checkpoint, low: Option<&Checkpoint>, blocks: usize, req
         "{}",
         some.streamed
     );
-    assert!(least.arena_bytes < some.arena_bytes && some.arena_bytes < resident.arena_bytes);
-    assert!(support::bits(&least.latents) == support::bits(&resident.latents));
-    assert!(support::bits(&some.latents) == support::bits(&resident.latents));
+    assert!(half.streamed < some.streamed);
+    assert!(least.arena_bytes < some.arena_bytes && half.arena_bytes < resident.arena_bytes);
+    for run in [least, some, half] {
+        assert!(support::bits(&run.latents) == support::bits(&resident.latents));
+    }
 }
 
 #[test]
