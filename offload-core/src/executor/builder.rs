@@ -90,7 +90,7 @@ impl Settings {
     /// The plan for a workload that these settings describe.
     ///
     /// # Errors
-    /// As [`Plan::make`].
+    /// As [`Plan::make_as`].
     pub fn plan(&self, workload: &Workload, budget: Budget) -> Result<Plan, PlanError> {
         let wishes = Wishes {
             blocks_ahead: self.blocks_ahead,
@@ -246,8 +246,8 @@ impl<D: Device, M> OffloadBuilder<D, M> {
         self
     }
 
-    /// How many streamed blocks can arrive while one computes. Default: the planner chooses. Blocks are then decoded ahead,
-    /// unless [`decoding`](Self::decoding) says otherwise.
+    /// How many streamed blocks can arrive while one computes. Default: the planner chooses. Blocks are then decoded ahead;
+    /// together with [`Decoding::AtUse`] it is refused.
     pub fn blocks_ahead(mut self, blocks: u32) -> Self {
         self.settings.blocks_ahead = Some(blocks);
         self

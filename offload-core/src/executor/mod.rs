@@ -19,6 +19,7 @@ mod builder;
 mod costs;
 mod error;
 mod feeder;
+mod harvest;
 mod layout;
 mod lease;
 mod load;

@@ -1,10 +1,11 @@
 //! The smallest arena for which a plan exists. It does not care how fast that plan is.
 //!
 //! An arena holds remainders, residents, a window as large as the largest streamed place at least, and staging as large
-//! as the largest streamed part, or the whole of what has none, and what loading needs, at least. Take a placement of least bytes, let `p` and `s`
-//! be its largest streamed place and staging. Streaming every further block of at most `p` and `s` raises neither, and
-//! removes residents. So the least arena is found among the placements "stream what is at most `p` and `s`", where `p`
-//! and `s` are sizes of blocks, or 0. Blocks that no kind visits need no window and are streamed always.
+//! as the largest streamed part, or the whole of what has none, and what loading needs, at least. Take a placement of
+//! least bytes, let `p` and `s` be its largest streamed place and part. Streaming every further block of at most `p` and
+//! `s` raises neither, and removes residents. So the least arena is found among the placements "stream what is at most
+//! `p` and `s`", where `p` and `s` are sizes of blocks and parts, or 0. Blocks that no kind visits need no window and are
+//! streamed always.
 //!
 //! Packing does not help here: a packed block that is streamed instead takes no more staging than it took by itself.
 //!

@@ -17,10 +17,11 @@
 //! # Streams
 //!
 //! Uploads run in visit order on one queue, decodes on a second, computes on the third; decodes at use run on the third
-//! as well. What one queue orders needs no fence; everything else is a [`Dependency`]. Passes follow one another without a gap: the head of the next pass is
-//! fetched while the tail of this one computes, into the same offsets, so a fence may point into the pass before.
-//! Fences never reach further back than that. The executor sees to the rest: before the first upload of pass `p` the
-//! upload and decode streams wait for the end of pass `p - 2`.
+//! as well. What one queue orders needs no fence; everything else is a [`Dependency`]. Passes follow one another without a
+//! gap: the head of the next pass is fetched while the tail of this one computes, into the same offsets, so a fence may
+//! point into the pass before. Fences never reach further back than that. The executor sees to the rest: before the first
+//! upload of pass `p` the upload and decode streams wait for the end of pass `p - 2`, and before the first decode at use of
+//! a packed block the compute stream waits for uploads of skipped visits and given up passes.
 //!
 //! A skipped visit computes nothing, but its compute event is still recorded in order and what was uploaded for it is
 //! still decoded. So the latest reader stands for all readers before it, and the writers need a fence of their own.
@@ -76,6 +77,12 @@ pub enum PlanError {
         /// What is wrong, with the numbers.
         reason: String,
     },
+    /// What the planner is not to choose contradicts itself.
+    #[error("wishes: {reason}")]
+    BadWishes {
+        /// What does, with the numbers.
+        reason: String,
+    },
     /// A serialised plan is not one that the planner could have made.
     #[error("plan: {reason}")]
     BadPlan {
@@ -121,7 +128,7 @@ impl Decoding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Wishes {
     /// So many streamed blocks can arrive while one more computes. More take more memory and hide more of the copies.
-    /// What is decoded is then decoded ahead, unless `decoding` says otherwise.
+    /// What is decoded is then decoded ahead: at use one place is enough, and to ask for both is refused.
     pub blocks_ahead: Option<u32>,
     /// Where blocks are decoded.
     pub decoding: Option<Decoding>,
@@ -415,7 +422,7 @@ impl Plan {
     /// As [`make`](Self::make), where the planner chooses only what `wishes` leaves open.
     ///
     /// # Errors
-    /// As [`make`](Self::make).
+    /// As [`make`](Self::make), and [`PlanError::BadWishes`].
     pub fn make_as(
         workload: &Workload,
         rates: &Rates,
@@ -424,6 +431,10 @@ impl Plan {
     ) -> Result<Self, PlanError> {
         workload.check()?;
         rates.check()?;
+        if let (Some(blocks), Some(Decoding::AtUse)) = (wishes.blocks_ahead, wishes.decoding) {
+            let reason = format!("{blocks} blocks ahead are asked for, and decoding at use");
+            return Err(PlanError::BadWishes { reason });
+        }
         let problem = problem::Problem::new(workload, rates, wishes)?;
         let least = least::least(&problem);
         let budget_bytes = match budget {

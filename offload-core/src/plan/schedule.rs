@@ -14,10 +14,10 @@
 //! | first write into a place | writer of the latest earlier visit whose place overlaps, on another stream | `LastWriter` |
 //! | compute | what wrote the last part of the place | `Arrived` |
 //!
-//! The first write is the decode of the first part, or the upload of what arrives as stored. The writer is looked up on the other stream
-//! of writers, because neither is ordered by the other when the visit between them was skipped; a decode that waits for
-//! an upload of its own thereby waits for all earlier uploads. A decode at use lies on the stream of computes: it needs
-//! none of the fences on computes and other decodes, and computes need none on it.
+//! The first write is the decode of the first part, or the upload of what arrives as stored. The writer is looked up on
+//! the other stream of writers, because neither is ordered by the other when the visit between them was skipped; a decode
+//! that waits for an upload of its own thereby waits for all earlier uploads. A decode at use lies on the stream of
+//! computes: it needs none of the fences on computes and other decodes, and computes need none on it.
 //!
 //! # Order
 //!
@@ -235,32 +235,21 @@ fn of_kind(visits: &[VisitPlan], before: &[Users], decoding: Decoding) -> Vec<Op
                     }
                 }
             }
-            if decoding.stream(stage) == Stage::Compute as usize {
+            let turn = if decoding.stream(stage) == Stage::Compute as usize {
                 // It opens its turn. Transfers of this and earlier visits are in earlier ones.
-                let turn = turn_of(stage, visit);
-                if stage == Stage::Decode {
-                    decode_turns[visit as usize][part as usize] = turn;
-                }
-                turns[turn].push(Operation {
-                    stage,
-                    visit,
-                    part,
-                    after,
-                });
-                continue;
-            }
-            let mut turn = stream_turns[stage as usize];
-            for dependency in after.iter().filter(|one| one.pass == PassRef::This) {
-                turn = turn.max(match dependency.stage {
-                    Stage::Compute => turn_of(Stage::Compute, dependency.visit),
-                    Stage::Decode => {
-                        decode_turns[dependency.visit as usize][dependency.part as usize]
-                    }
+                turn_of(stage, visit)
+            } else {
+                let here = after.iter().filter(|one| one.pass == PassRef::This);
+                let turns = here.map(|one| match one.stage {
+                    Stage::Compute => turn_of(Stage::Compute, one.visit),
+                    Stage::Decode => decode_turns[one.visit as usize][one.part as usize],
                     // Uploads are in turn with this one's stream, or its own upload.
                     Stage::Upload => stream_turns[Stage::Upload as usize],
                 });
-            }
-            stream_turns[stage as usize] = turn;
+                let turn = turns.fold(stream_turns[stage as usize], usize::max);
+                stream_turns[stage as usize] = turn;
+                turn
+            };
             if stage == Stage::Decode {
                 decode_turns[visit as usize][part as usize] = turn;
             }

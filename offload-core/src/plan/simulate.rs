@@ -2,9 +2,10 @@
 //!
 //! # Model
 //!
-//! Three streams, each in order; a decode at use runs on the stream of computes. An operation starts when its stream is free and everything that it waits for has
-//! ended; it takes its cost. Submission is never late. Passes of one kind follow one another; before the first upload
-//! of pass `p` the upload and decode streams wait for the end of pass `p - 2`, as in the executor.
+//! Three streams, each in order; a decode at use runs on the stream of computes. An operation starts when its stream is
+//! free and everything that it waits for has ended; it takes its cost. Submission is never late. Passes of one kind
+//! follow one another; before the first upload of pass `p` the upload and decode streams wait for the end of pass
+//! `p - 2`, as in the executor.
 //!
 //! # Steady state
 //!

@@ -1,6 +1,8 @@
 //! Workloads that make no sense are refused with the numbers; none of them panics or overflows.
 
-use offload_core::plan::{Budget, PartLoad, Plan, PlanError, Rates, Tier, Workload};
+use offload_core::plan::{
+    Budget, Decoding, PartLoad, Plan, PlanError, Rates, Tier, Wishes, Workload,
+};
 use proptest::prelude::*;
 
 use crate::workloads::{self, uniform};
@@ -10,6 +12,18 @@ fn reason(workload: &Workload, rates: &Rates) -> String {
         Err(PlanError::BadWorkload { reason }) => reason,
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn blocks_ahead_of_what_is_decoded_at_use_are_refused() {
+    let wishes = Wishes {
+        blocks_ahead: Some(2),
+        decoding: Some(Decoding::AtUse),
+        unpacked: false,
+    };
+    let (workload, rates) = (uniform(4, 1024), workloads::rates(1.0));
+    let error = Plan::make_as(&workload, &rates, Budget::Least, wishes).unwrap_err();
+    assert!(error.to_string().contains("2 blocks ahead"), "{error}");
 }
 
 #[test]
