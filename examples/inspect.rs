@@ -77,9 +77,6 @@ fn main() -> ExitCode {
 fn inspect(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     let checkpoint = Checkpoint::open_all(&arguments.files)?;
     let checkpoint = match arguments.variant {
-        Some(_) if checkpoint.detection().naming.is_none() => {
-            return Err("--variant: this is no WAN transformer".into());
-        }
         Some(variant) => checkpoint.taken_for(variant)?,
         None => checkpoint,
     };

@@ -7,9 +7,10 @@
 //! cargo run --example plan -- --variant wan2.2-t2v-a14b --pair --encoding Q4_K_M --budget 8GiB --recommend
 //! ```
 //!
-//! With `--pair` the plan is for both experts of a pair under one budget; they change where `stream_wan` has them change. `--recommend` says which of the original's
-//! options cards of 8, 12, 16 and 24 GiB need, leaving room for the context (1 GiB) and the activations of `--tokens`
-//! tokens: six states of a block and the output of its first feed-forward matrix, bf16.
+//! With `--pair` the plan is for both experts of a pair under one budget; they change where `stream_wan` has them
+//! change. `--recommend` says which of the original's options cards of 8, 12, 16 and 24 GiB need, leaving room for the
+//! context (1 GiB) and the activations of `--tokens` tokens: six states of a block and the output of its first
+//! feed-forward matrix, bf16.
 //!
 //! A transformer block of width d is taken to cost, for N tokens and a text of 512, in operations: 2 N for each weight of
 //! its matrices (2 * 512 for those that see the text alone), 4 d N^2 for self-attention and 4 d N 512 for

@@ -59,8 +59,8 @@ use offload_core::executor::{
 use offload_core::model::PassKind;
 use offload_core::plan::{Budget, Form, Plan, PlanError, Tier, Verdict, Workload};
 use offload_wan::{
-    BlockSwap, Checkpoint, Evaluates, Expert, ExpertChange, Guidance, StepPass, SynthesizeSpec,
-    Variant, WanModel, synthesize,
+    BlockSwap, Checkpoint, CheckpointError, Evaluates, Expert, ExpertChange, Guidance, StepPass,
+    SynthesizeSpec, Variant, WanModel, synthesize,
 };
 use output::Output;
 use run::{DeviceName, Outcome, Run, blocks_of, median, resident_bytes};
@@ -410,14 +410,11 @@ fn stream(arguments: Arguments, out: &mut dyn Write) -> Result<(), Box<dyn Error
 fn taken_for(
     checkpoint: Checkpoint,
     variant: Option<Variant>,
-) -> Result<Checkpoint, Box<dyn Error>> {
-    match variant {
-        None => Ok(checkpoint),
-        Some(_) if checkpoint.detection().naming.is_none() => {
-            Err("--variant: this is no WAN transformer".into())
-        }
-        Some(variant) => Ok(checkpoint.taken_for(variant)?),
-    }
+) -> Result<Checkpoint, CheckpointError> {
+    Ok(match variant {
+        None => checkpoint,
+        Some(variant) => checkpoint.taken_for(variant)?,
+    })
 }
 
 /// What is asked for, whatever the device.

@@ -130,10 +130,7 @@ fn a_variant_that_is_said_is_what_it_is_taken_for() {
     writer.tensor("t", vec![4], Encoding::F32, vec![0; 16]);
     writer.write_to(fs::File::create(&other).unwrap()).unwrap();
     let line = refused(&[&other, "--variant".as_ref(), "wan2.1-t2v-14b".as_ref()]);
-    assert!(
-        line.contains("--variant: this is no WAN transformer"),
-        "{line}"
-    );
+    assert!(line.contains("it is no WAN transformer"), "{line}");
 }
 
 #[test]

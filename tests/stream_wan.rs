@@ -345,11 +345,15 @@ fn layers_of_an_encoder_are_streamed_but_not_swapped_by_number() {
         &["--cache-cross-attention"],
         &["--boundary", "0.5"],
         &["--low", path],
-        &["--variant", "wan2.1-t2v-14b"],
     ] {
         let line = support::refused(&PROGRAM, &[&[path], option].concat());
         assert!(line.contains(&format!("{}: ", option[0])), "{line}");
     }
+    let line = support::refused(&PROGRAM, &[path, "--variant", "wan2.1-t2v-14b"]);
+    assert!(
+        line.contains("taken for wan2.1-t2v-14b: it is the encoder"),
+        "{line}"
+    );
 }
 
 #[test]
@@ -501,7 +505,7 @@ fn a_variant_that_is_said_is_what_it_is_taken_for() {
         .expect("can be written");
     let arguments = [&path, "--low", &other, "--variant", "wan2.2-t2v-a14b"];
     let line = support::refused(&PROGRAM, &arguments);
-    assert!(line.contains("--variant: this is no WAN"), "{line}");
+    assert!(line.contains("it is no WAN transformer"), "{line}");
     let said = support::refused(&PROGRAM, &[&path, "--variant", "wan2.1-vace-14b"]);
     assert!(said.contains("vace_blocks.0 is missing"), "{said}");
     assert_eq!(
