@@ -2,17 +2,18 @@
 //! How long it takes from a file to the end of the first pass, by each rung of the ladder of host memory.
 //!
 //! ```text
-//! cargo bench --bench first_pass -- [--json FILE] [--file PATH] [--gib N] [--passes N] [--cold]
+//! cargo bench --bench first_pass -- [--json FILE] [--file PATH] [--gib N] [--passes N] [--rounds N] [--row NAME]... [--cold]
 //! ```
 //!
 //! The file is written first, unless it is there: blocks of a WAN 14B transformer in bf16, seeded. Everything is
 //! streamed; nothing is computed, so the wire is the limit. Times are from before `build()`, with the device's context
 //! up, and the floor is moving the same bytes once from page-locked memory in the same run. With `--cold` the page cache
 //! is dropped before each rung (that needs root), and the floor is the drive's own rate, read past the page cache: the
-//! better of the times before and after the rung.
+//! mean of the times before and after the rung. Rungs take turns, and of several rounds the medians are printed.
 //!
-//! Beside the times: the most anonymous memory that the process had, and the 99th percentile of a driver call that
-//! another thread makes all the while. Where there is no GPU it says so and ends with status 0.
+//! Beside the times: the most anonymous memory that the process had, and the 99th percentile of a short upload and the
+//! recording of an event by which another thread asks for the driver all the while. Where there is no GPU it says so and
+//! ends with status 0.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -40,6 +41,9 @@ const BLOCK_BYTES: u64 = SHAPE[0] * SHAPE[1] * 2;
 /// Places of the window.
 const PLACES: u64 = 3;
 
+/// What another thread uploads meanwhile.
+const PROBE_BYTES: usize = 128 << 10;
+
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Writes the rows to a file.
@@ -54,6 +58,12 @@ struct Arguments {
     /// Passes of each rung.
     #[arg(long, default_value_t = 4)]
     passes: usize,
+    /// Measurements of each rung.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Rungs to measure; all if none is named.
+    #[arg(long)]
+    row: Vec<String>,
     /// Drops the page cache before each rung.
     #[arg(long)]
     cold: bool,
@@ -90,11 +100,13 @@ struct Row {
     build_s: f64,
     /// From before `build()`.
     first_pass_s: f64,
+    /// Of all rounds; the rest is of the one in the middle.
+    first_passes_s: Vec<f64>,
     over_floor: f64,
     /// Passes after the first, one by one, drained.
     later_passes_s: Vec<f64>,
     peak_anonymous_bytes: u64,
-    /// Of a driver call on another thread, during the first pass.
+    /// Of an upload and a recording on another thread, during the first pass.
     driver_call_p99_us: f64,
     driver_call_max_us: f64,
     mapped_bytes: u64,
@@ -114,7 +126,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     };
     if arguments.test {
-        (arguments.gib, arguments.passes) = (2, 2);
+        (arguments.gib, arguments.passes, arguments.rounds) = (2, 2, 1);
     }
     let folder = tempfile::tempdir()?;
     let path = arguments
@@ -131,7 +143,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let wire_floor_s = bytes as f64 / wire_rate(&device)?;
     drop(device);
     let drive = || arguments.cold.then(|| drive_s(&path)).transpose();
-    let mut drives_s = Vec::from_iter(drive()?);
     type Settings = fn(CudaDeviceBuilder) -> CudaDeviceBuilder;
     let mut rungs: Vec<(&str, Ring, Settings)> = vec![
         ("mapping locked in place", Ring::UntilPinned, |builder| {
@@ -146,33 +157,42 @@ fn main() -> Result<(), Box<dyn Error>> {
     if arguments.cold {
         rungs.push(("ring, past page cache", Ring::PastCache, |builder| builder));
     }
-    let mut rows = Vec::new();
-    for (mode, ring, settings) in rungs {
-        if arguments.cold {
-            drop_page_cache(&path)?;
-        } else {
-            warm(&path)?;
-        }
-        let device = settings(CudaDevice::builder(0)).build()?;
-        let mut row = measure(&device, &path, blocks, arguments.passes, ring)?;
-        row.mode = mode.to_owned();
-        row.cold = arguments.cold;
-        row.wire_floor_s = wire_floor_s;
-        rows.push(row);
-        drives_s.extend(drive()?);
-    }
+    let wanted =
+        |name: &str| arguments.row.is_empty() || arguments.row.iter().any(|row| row == name);
+    rungs.retain(|&(name, ..)| wanted(name));
     let share = bytes as f64 / fs::metadata(&path)?.len() as f64;
-    for (index, row) in rows.iter_mut().enumerate() {
-        let around = drives_s.iter().skip(index).take(2).copied();
-        row.drive_floor_s = around.reduce(f64::min).map(|seconds| seconds * share);
-        let floor_s = row.drive_floor_s.unwrap_or(wire_floor_s);
-        row.over_floor = row.first_pass_s / floor_s;
+    let mut measured: Vec<Vec<Row>> = rungs.iter().map(|_| Vec::new()).collect();
+    let mut before = drive()?;
+    for _ in 0..arguments.rounds {
+        for (&(mode, ring, settings), measured) in rungs.iter().zip(&mut measured) {
+            if arguments.cold {
+                drop_page_cache(&path)?;
+            } else {
+                warm(&path)?;
+            }
+            let device = settings(CudaDevice::builder(0)).build()?;
+            let mut row = measure(&device, &path, blocks, arguments.passes, ring)?;
+            let after = drive()?;
+            let around = before.zip(after);
+            row.mode = mode.to_owned();
+            row.cold = arguments.cold;
+            row.wire_floor_s = wire_floor_s;
+            row.drive_floor_s = around.map(|(before, after)| (before + after) / 2.0 * share);
+            row.over_floor = row.first_pass_s / row.drive_floor_s.unwrap_or(wire_floor_s);
+            before = after;
+            measured.push(row);
+        }
+    }
+    let rows: Vec<Row> = measured.into_iter().filter_map(middle).collect();
+    for row in &rows {
         println!(
-            "{:24} build {:.4} s, first pass done {:.4} s, {:.3} of the floor {floor_s:.4} s, later {:.4?} s, anonymous {} MiB, driver call p99 {:.0} us, max {:.0} us; mapped {} MiB, copied {} MiB, staged {} MiB {:?}",
+            "{:24} build {:.4} s, first pass done {:.4} s of {:.4?}, {:.3} of the floor {:.4} s, later {:.4?} s, anonymous {} MiB, driver call p99 {:.0} us, max {:.0} us; mapped {} MiB, copied {} MiB, staged {} MiB {:?}",
             row.mode,
             row.build_s,
             row.first_pass_s,
+            row.first_passes_s,
             row.over_floor,
+            row.drive_floor_s.unwrap_or(wire_floor_s),
             row.later_passes_s,
             row.peak_anonymous_bytes >> 20,
             row.driver_call_p99_us,
@@ -187,6 +207,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         serde_json::to_writer_pretty(File::create(path)?, &rows)?;
     }
     Ok(())
+}
+
+/// The measurement that is in the middle by what it took over its floor, with the times of all.
+fn middle(mut rounds: Vec<Row>) -> Option<Row> {
+    let first_passes_s = rounds.iter().map(|row| row.first_pass_s).collect();
+    rounds.sort_by(|a, b| a.over_floor.total_cmp(&b.over_floor));
+    let middle = rounds.len() / 2;
+    let row = rounds.into_iter().nth(middle)?;
+    Some(Row {
+        first_passes_s,
+        ..row
+    })
 }
 
 fn write(path: &Path, blocks: u64) -> Result<(), Box<dyn Error>> {
@@ -327,6 +359,10 @@ fn measure(
     let (stop, peak) = (AtomicBool::new(false), AtomicU64::new(base));
     let probe_stream = device.create_stream("probe")?;
     let probe_event = device.create_event()?;
+    let probe_arena = device.allocate_arena(PROBE_BYTES as u64)?;
+    let probe_memory = device.allocate_pinned(PROBE_BYTES, |memory| memory.fill(1))?;
+    let probe_memory = device.pin(&Source::from(probe_memory))?.pinned();
+    let probe_memory = probe_memory.ok_or("memory of the device is pinned")?;
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
@@ -338,7 +374,11 @@ fn measure(
             let mut times = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 let begin = Instant::now();
-                if device.record(&probe_stream, &probe_event).is_err() {
+                let (stream, memory) = (&probe_stream, &probe_memory);
+                let called = device
+                    .upload_pinned(stream, &probe_arena, 0, memory, 0..PROBE_BYTES)
+                    .and_then(|()| device.record(stream, &probe_event));
+                if called.is_err() {
                     break;
                 }
                 times.push(begin.elapsed().as_secs_f64() * 1e6);
@@ -390,6 +430,7 @@ fn measure(
                 drive_floor_s: None,
                 build_s,
                 first_pass_s,
+                first_passes_s: Vec::new(),
                 over_floor: 0.0,
                 later_passes_s,
                 peak_anonymous_bytes: peak.load(Ordering::Relaxed) - base,

@@ -578,7 +578,7 @@ impl Job {
             return Ok(run(budget)?);
         }
         let settings = self.settings(costs);
-        let pins = engine.device().pins_files();
+        let pins = engine.device().pin_bytes().is_some();
         let workload = settings.workload(&self.subject.model, pins);
         Ok(run(usual_budget(resident_bytes, &settings, &workload)?)?)
     }

@@ -7,8 +7,10 @@
 //! ```
 //!
 //! Each row is timed over `--passes` passes back to back, drained at both ends, so that exactly as many passes' bytes
-//! are inside the clock. Rows and floors alternate for `--rounds` rounds; medians are printed, and a row says
-//! `inconclusive` where its own floor scatters by more than 0.2 %. Floors, each measured in the same rounds:
+//! are inside the clock. Rows and floors alternate for `--rounds` rounds, each round in the other order, and before each
+//! the device multiplies for a second: a card that was idle is cool and faster. Medians are printed, over the overlap floor
+//! that of the ratios of each round, and a row says `inconclusive` where its own floor scatters by more than 0.2 %. Floors,
+//! each measured in the same rounds:
 //!
 //! - *wire*: the pass's bytes in bare uploads of one block each;
 //! - *compute*: the same pass with everything resident;
@@ -35,6 +37,9 @@ use work::{Streamed, Work};
 
 /// Passes over which the work of the host is counted.
 const HOST_PASSES: usize = 10;
+
+/// Passes over which the products alone are timed, at most.
+const COMPUTE_PASSES: usize = 10;
 
 /// Scatter of a floor above which a row proves nothing.
 const SCATTER: f64 = 0.002;
@@ -82,7 +87,7 @@ struct Row {
     wire_floor_s: f64,
     compute_floor_s: f64,
     overlap_floor_s: f64,
-    /// Pass over the overlap floor.
+    /// Pass over the overlap floor of the same round, the median.
     over_floor: f64,
     /// Pass over the larger of wire and compute, for the bytes that this row streams.
     over_bound: f64,
@@ -299,17 +304,27 @@ fn measure(arguments: &Arguments, device: &CudaDevice) -> Result<Vec<Row>, Strin
             streamed.pass_s(&engine, 3)?;
             let (mut wire, mut compute, mut overlap, mut pass) =
                 (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            for _ in 0..arguments.rounds {
-                overlap.push(resident.overlap_s(
-                    &engine,
-                    &streamed_blocks,
-                    packed_blocks.len(),
-                    arguments.passes,
-                )?);
-                pass.push(streamed.pass_s(&engine, arguments.passes)?);
-                compute.push(resident.pass_s(&engine, arguments.passes));
+            for round in 0..arguments.rounds {
+                let passes = arguments.passes;
+                for turn in [round % 2, 1 - round % 2] {
+                    resident.warm_up(&engine);
+                    match turn {
+                        0 => overlap.push(resident.overlap_s(
+                            &engine,
+                            &streamed_blocks,
+                            packed_blocks.len(),
+                            passes,
+                        )?),
+                        _ => pass.push(streamed.pass_s(&engine, passes)?),
+                    }
+                }
+                resident.warm_up(&engine);
+                compute.push(resident.pass_s(&engine, passes.min(COMPUTE_PASSES)));
                 wire.push(work.wire_s(&streamed_blocks, 2)?);
             }
+            let over_floor: Vec<f64> = (pass.iter().zip(&overlap))
+                .map(|(pass, overlap)| pass / overlap)
+                .collect();
             eprintln!("  {name}: passes {pass:.5?} overlap {overlap:.5?} compute {compute:.5?}");
             let (pass_s, wire_floor_s) = (median(&pass), median(&wire));
             let (compute_floor_s, overlap_floor_s) = (median(&compute), median(&overlap));
@@ -323,7 +338,7 @@ fn measure(arguments: &Arguments, device: &CudaDevice) -> Result<Vec<Row>, Strin
                 wire_floor_s,
                 compute_floor_s,
                 overlap_floor_s,
-                over_floor: pass_s / overlap_floor_s,
+                over_floor: median(&over_floor),
                 over_bound: pass_s / wire_floor_s.max(compute_floor_s),
                 predicted_pass_s: Some(streamed.predicted_pass_s()),
                 host_us_per_visit: Some(streamed.host_us_per_visit(&engine, HOST_PASSES)?),

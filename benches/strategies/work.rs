@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "multiplies at addresses")]
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use offload_core::device::{DecodeEntry, DecodeTable, Device, DeviceError};
@@ -23,6 +23,9 @@ const PLACES: u64 = 3;
 
 /// Staging through which residents are loaded.
 const LOADING_BYTES: u64 = 4 << 20;
+
+/// How long the device multiplies before something is measured.
+const WARM_UP: Duration = Duration::from_secs(1);
 
 /// Two tokens counts between which the time of the products is taken as linear.
 const CROSSING: [u64; 2] = [8192, 16384];
@@ -311,8 +314,12 @@ impl<'w> Resident<'w> {
         })
     }
 
+    /// Has the device multiply until it is as warm as it will be in what is measured next.
     pub(crate) fn warm_up(&self, engine: &Engine) {
-        self.pass_s(engine, 3);
+        let begin = Instant::now();
+        while begin.elapsed() < WARM_UP {
+            self.pass_s(engine, 1);
+        }
     }
 
     /// Seconds a pass of the products alone.

@@ -1,6 +1,7 @@
 //! The `Device` contract: what a backend gives to the executor. No implementation, no policy.
 
 use std::fmt::Debug;
+use std::num::NonZeroU64;
 use std::ops::Range;
 
 use crate::decode::Scale;
@@ -200,8 +201,9 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
     /// When the device does not answer.
     fn pin(&self, source: &Source) -> Result<Pinning<Self::Pinned>, DeviceError>;
 
-    /// Whether [`pin`](Self::pin) can pin files, as far as is known without trying. Answers at once.
-    fn pins_files(&self) -> bool;
+    /// Bytes of a file that [`pin`](Self::pin) pins best at a time; `None` where it pins no files, as far as is known
+    /// without trying. Uploads from files are cut at multiples of it in the file. Answers at once.
+    fn pin_bytes(&self) -> Option<NonZeroU64>;
 
     /// Makes a stream that runs beside all others.
     ///

@@ -6,6 +6,7 @@
 )]
 
 use std::ffi::c_void;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -577,9 +578,10 @@ impl Device for CudaDevice {
         }
     }
 
-    fn pins_files(&self) -> bool {
+    fn pin_bytes(&self) -> Option<NonZeroU64> {
         let options = &self.0.options;
-        options.copies || (options.mappings && self.0.read_only)
+        let pins = options.copies || (options.mappings && self.0.read_only);
+        NonZeroU64::new(host::FILE_CUT as u64).filter(|_| pins)
     }
 
     fn create_stream(&self, _name: &str) -> Result<CudaStream, DeviceError> {

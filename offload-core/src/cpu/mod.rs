@@ -8,6 +8,7 @@ mod shared;
 mod stream;
 mod transfer;
 
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -58,6 +59,12 @@ impl CpuDeviceBuilder {
         self
     }
 
+    /// Bytes of a file that are copied at a time. Default: no limit.
+    pub fn pin_bytes(mut self, bytes: NonZeroU64) -> Self {
+        self.options.pin_bytes = bytes;
+        self
+    }
+
     /// Overwrites ranges when they are released, so that late readers see garbage. Default: off.
     pub fn poison(mut self, poison: bool) -> Self {
         self.options.poison = poison;
@@ -92,6 +99,7 @@ impl CpuDevice {
             memory_bytes: u64::MAX,
             pins: true,
             copies_files: false,
+            pin_bytes: NonZeroU64::MAX,
             poison: false,
             jitter: None,
         };
@@ -224,8 +232,9 @@ impl Device for CpuDevice {
         })
     }
 
-    fn pins_files(&self) -> bool {
-        self.shared.options.copies_files
+    fn pin_bytes(&self) -> Option<NonZeroU64> {
+        let options = &self.shared.options;
+        Some(options.pin_bytes).filter(|_| options.copies_files)
     }
 
     fn create_stream(&self, name: &str) -> Result<CpuStream, DeviceError> {

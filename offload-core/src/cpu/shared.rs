@@ -1,6 +1,7 @@
 //! What all handles of one CPU device share: progress, breach of contract, counts, jitter.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
@@ -14,6 +15,7 @@ pub(super) struct Options {
     pub(super) memory_bytes: u64,
     pub(super) pins: bool,
     pub(super) copies_files: bool,
+    pub(super) pin_bytes: NonZeroU64,
     pub(super) poison: bool,
     pub(super) jitter: Option<u64>,
 }

@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError, Sender, TryRecvError, bounded};
 
 use crate::device::{Device, DeviceError};
 use crate::executor::error::OffloadError;
-use crate::executor::pinner::Requests;
+use crate::executor::pinner::{Asked, Requests};
 use crate::executor::readers::{Piece, ReadError, Readers, message_of, spawn};
 use crate::executor::transfer::{Job, Transfer};
 use crate::plan::Stage;
@@ -31,10 +31,13 @@ enum Message<D: Device> {
 
 /// Part of an upload that fits a staging buffer, being read.
 struct Chunk {
+    /// Of which message.
+    message: u64,
+    /// Of its part.
+    upload: usize,
     arena_offset: u64,
     len: usize,
-    last_of_job: bool,
-    first_of_job: bool,
+    last_of_upload: bool,
 }
 
 /// Handle of the feeder's thread. Dropping it ends and joins it, and the readers with it.
@@ -59,9 +62,12 @@ impl<D: Device> Feeder<D> {
                 requests,
                 inbox,
                 readers,
-                jobs: VecDeque::new(),
-                next: (0, 0, 0),
+                queue: VecDeque::new(),
+                front: 0,
+                progress: Progress::default(),
+                reading: Reading::default(),
                 chunks: VecDeque::new(),
+                last: None,
                 failed: None,
             };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| feed.run())) {
@@ -101,7 +107,7 @@ impl<D: Device> Drop for Feeder<D> {
 }
 
 /// Makes a panic of `submit`, which calls into the device, an error of its job.
-fn guarded(submit: impl FnOnce() -> Result<(), OffloadError>) -> Result<(), OffloadError> {
+fn guarded<T>(submit: impl FnOnce() -> Result<T, OffloadError>) -> Result<T, OffloadError> {
     catch_unwind(AssertUnwindSafe(submit)).unwrap_or_else(|panic| {
         Err(OffloadError::WorkerPanicked {
             message: message_of(&*panic),
@@ -116,21 +122,20 @@ struct Failure {
     error: OffloadError,
 }
 
-/// How a message is worked off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum How {
-    /// It has no chunks to be read.
-    Submit,
-    /// It has.
-    Read,
-    /// It has, unless its sources can be pinned: tried when it stands in front.
-    Pin,
+/// How far the job in front is submitted.
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    begun: bool,
+    /// So many uploads of its part.
+    uploads: usize,
 }
 
-/// A message, and how it is worked off.
-struct Queued<D: Device> {
-    message: Message<D>,
-    how: How,
+/// What is read next: a message, an upload of its part, and a byte of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+struct Reading {
+    message: u64,
+    upload: usize,
+    byte: u64,
 }
 
 struct Feed<'a, D: Device> {
@@ -138,12 +143,17 @@ struct Feed<'a, D: Device> {
     requests: Requests,
     inbox: Receiver<Message<D>>,
     readers: Readers<D>,
-    /// Jobs not yet submitted; the front is being submitted.
-    jobs: VecDeque<Queued<D>>,
-    /// Where reading stands: index in `jobs`, upload, bytes of it.
-    next: (usize, usize, u64),
+    /// What is not worked off yet.
+    queue: VecDeque<Message<D>>,
+    /// The number of the first of them. Messages are counted.
+    front: u64,
+    progress: Progress,
+    /// What lies before it was read, or pinned by then.
+    reading: Reading,
     /// What is being read, oldest first.
     chunks: VecDeque<Chunk>,
+    /// Kind, pass and visit of the last upload that was asked for.
+    last: Option<(usize, u64, usize)>,
     /// The first arrival that failed, and why. Later ones of its epoch may depend on it; earlier ones do not.
     failed: Option<Failure>,
 }
@@ -151,18 +161,37 @@ struct Feed<'a, D: Device> {
 impl<D: Device> Feed<'_, D> {
     fn run(&mut self) {
         loop {
-            while let Ok(message) = self.inbox.try_recv() {
-                self.push(message);
-            }
-            self.read_ahead();
-            // Before a chunk is finished, so that the chunk is of the job in front.
-            self.pass_front();
-            if !self.chunks.is_empty() {
-                self.finish_chunk();
-            } else if self.jobs.is_empty() {
-                match self.inbox.recv() {
+            let closed = loop {
+                match self.inbox.try_recv() {
                     Ok(message) => self.push(message),
-                    Err(_) => return,
+                    Err(error) => break error == TryRecvError::Disconnected,
+                }
+            };
+            self.read_ahead();
+            self.submit_ready();
+            let waits = !self.chunks.is_empty();
+            if waits && self.readers.is_next_filled() {
+                self.finish_chunk();
+                continue;
+            }
+            let asked = match closed {
+                true => Asked::Nothing,
+                false => self.pin_next(),
+            };
+            if asked == Asked::One {
+                continue; // others may have come meanwhile
+            }
+            if waits {
+                self.finish_chunk();
+            } else if self.queue.is_empty() {
+                let message = match asked {
+                    Asked::After(rest) => self.inbox.recv_timeout(rest),
+                    Asked::One | Asked::Nothing => self.inbox.recv().map_err(RecvError::into),
+                };
+                match message {
+                    Ok(message) => self.push(message),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
         }
@@ -170,72 +199,111 @@ impl<D: Device> Feed<'_, D> {
 
     /// Takes a message.
     fn push(&mut self, message: Message<D>) {
-        let how = match &message {
-            Message::Job(job) if job.stage == Stage::Upload => {
-                if self.transfer.visit_program(job).is_part_pinned(job.part) {
-                    How::Submit
-                } else if self.requests.is_open(self.transfer, job) {
-                    How::Pin
-                } else {
-                    How::Read
+        if let Message::Job(job) = &message
+            && job.stage == Stage::Upload
+        {
+            self.last = Some((job.kind, job.pass, job.visit));
+        }
+        self.queue.push_back(message);
+    }
+
+    /// The message of a number, if it is not worked off yet.
+    fn message(&self, number: u64) -> Option<&Message<D>> {
+        let index = number.checked_sub(self.front)?;
+        self.queue.get(usize::try_from(index).ok()?)
+    }
+
+    /// Has a source pinned that nobody reads yet, if there is one, or another.
+    fn pin_next(&mut self) -> Asked {
+        let Reading {
+            message,
+            upload,
+            byte,
+        } = self.reading;
+        let (kind, pass, from) = match (self.message(message), self.last) {
+            (Some(Message::Job(job)), _) if job.stage == Stage::Upload => {
+                let uploads = &self.transfer.visit_program(job).parts[job.part].uploads;
+                let position = uploads.start + upload + usize::from(byte > 0);
+                (job.kind, job.pass, (job.visit, position))
+            }
+            (_, Some((kind, pass, visit))) => (kind, pass, (visit + 1, 0)),
+            (_, None) => return Asked::Nothing,
+        };
+        self.requests.pin_next(self.transfer, kind, pass, from)
+    }
+
+    /// Submits what stands in front and waits for no reader.
+    fn submit_ready(&mut self) {
+        while let Some(message) = self.queue.front() {
+            if let Message::Job(job) = message
+                && self.is_wanted(job)
+            {
+                let mut progress = self.progress;
+                let submitted = guarded(|| {
+                    let submitted = self.advance(job, &mut progress);
+                    submitted.map_err(|error| self.of_block(job, error))
+                });
+                match submitted {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        self.progress = progress;
+                        return;
+                    }
+                    Err(error) => self.failed = Some(Self::failure_of(job, error)),
                 }
             }
-            Message::Job(_) | Message::Barrier(_) => How::Submit,
-        };
-        self.jobs.push_back(Queued { message, how });
-    }
-
-    /// Decides how the front is worked off, if that is still open.
-    fn decide_front(&mut self) {
-        let Some(Queued {
-            message: Message::Job(job),
-            how: How::Pin,
-        }) = self.jobs.front()
-        else {
-            return;
-        };
-        let how = if self.is_wanted(job) {
-            self.requests.pin(self.transfer, job);
-            match self.transfer.visit_program(job).is_part_pinned(job.part) {
-                true => How::Submit,
-                false => How::Read,
-            }
-        } else {
-            How::Submit // where it is dropped
-        };
-        self.jobs[0].how = how;
-    }
-
-    /// Works off what stands in front and needs no staging buffer.
-    fn pass_front(&mut self) {
-        loop {
-            self.decide_front();
-            if (self.jobs.front()).is_none_or(|queued| queued.how != How::Submit) {
-                return;
-            }
-            self.next.0 = self.next.0.saturating_sub(1);
-            match self.jobs.pop_front().map(|queued| queued.message) {
+            match self.queue.pop_front() {
+                Some(Message::Job(job)) => self.settle(&job),
                 Some(Message::Barrier(reply)) => {
                     let _ = reply.send(());
                 }
-                Some(Message::Job(job)) => {
-                    if self.is_wanted(&job) {
-                        let submit = || {
-                            let submitted = self.transfer.submit(&job);
-                            submitted.map_err(|error| self.of_block(&job, error))
-                        };
-                        if let Err(error) = guarded(submit) {
-                            self.failed = Some(Self::failure_of(&job, error));
-                        }
-                    }
-                    self.settle(&job);
-                }
                 None => unreachable!("just seen"),
             }
+            self.front += 1;
+            self.progress = Progress::default();
         }
     }
 
-    /// Whether the job is of the current epoch, and depends on nothing that failed.
+    /// Submits of the job in front what waits for no reader. Returns whether that was the rest of it.
+    fn advance(&self, job: &Job<D>, progress: &mut Progress) -> Result<bool, DeviceError> {
+        let transfer = self.transfer;
+        if job.stage != Stage::Upload {
+            transfer.submit(job)?;
+            return Ok(true);
+        }
+        let uploads = transfer.visit_program(job).uploads_of(job.part);
+        for upload in &uploads[progress.uploads..] {
+            if self.is_being_read(progress.uploads) || !upload.is_pinned() {
+                return Ok(false);
+            }
+            self.begin(job, progress)?;
+            transfer.upload_pinned(job, upload)?;
+            progress.uploads += 1;
+        }
+        self.begin(job, progress)?;
+        transfer.end_upload(job)?;
+        Ok(true)
+    }
+
+    /// Submits what comes before the uploads of the job in front, once.
+    fn begin(&self, job: &Job<D>, progress: &mut Progress) -> Result<(), DeviceError> {
+        if !progress.begun {
+            self.transfer.begin_upload(job)?;
+            progress.begun = true;
+        }
+        Ok(())
+    }
+
+    /// Whether some of an upload of the job in front is read, which comes next.
+    fn is_being_read(&self, upload: usize) -> bool {
+        // Older ones are of jobs that were given up, or submitted.
+        let oldest = self.chunks.iter().find(|chunk| chunk.message >= self.front);
+        oldest.is_some_and(|chunk| (chunk.message, chunk.upload) == (self.front, upload))
+            || (self.reading.message, self.reading.upload) == (self.front, upload)
+                && self.reading.byte > 0
+    }
+
+    /// Whether the job is of the current epoch, and depends on nothing that failed. Once false it stays so.
     fn is_wanted(&self, job: &Job<D>) -> bool {
         job.epoch == self.transfer.epoch.load(Ordering::Acquire) && self.failure(job).is_none()
     }
@@ -280,67 +348,65 @@ impl<D: Device> Feed<'_, D> {
         }
     }
 
-    /// The next chunk to be read, over job boundaries.
+    /// The next chunk to be read, over the boundaries of messages.
     fn next_chunk(&mut self) -> Option<(Piece, Chunk)> {
-        let (mut index, mut upload_index, mut done) = self.next;
-        let job = loop {
-            let Queued { message, how } = self.jobs.get(index)?;
-            match (message, how) {
-                (_, How::Pin) => return None,
-                (Message::Job(job), How::Read) if self.is_wanted(job) => break job,
-                (_, How::Submit) => index += 1,
-                (_, How::Read) => {
-                    // Passes may be abandoned faster than their bytes can be read: what is left of it is not.
-                    let begun = (upload_index, done) != (0, 0);
-                    match self.chunks.back_mut() {
-                        // Its last one, since chunks are read in order.
-                        Some(chunk) if begun => chunk.last_of_job = true,
-                        _ => self.jobs[index].how = How::Submit, // where it is dropped
+        // What was pinned before it was its turn to be read may be submitted by now.
+        let submitted = Reading {
+            message: self.front,
+            upload: self.progress.uploads,
+            byte: 0,
+        };
+        let mut at = self.reading.max(submitted);
+        let (job, upload) = loop {
+            self.reading = at;
+            match self.message(at.message)? {
+                // Passes may be abandoned faster than their bytes can be read: what is left of one is not.
+                Message::Job(job) if job.stage == Stage::Upload && self.is_wanted(job) => {
+                    let uploads = self.transfer.visit_program(job).uploads_of(job.part);
+                    match uploads.get(at.upload) {
+                        Some(upload) if at.byte > 0 || !upload.is_pinned() => break (job, upload),
+                        Some(_) => {
+                            at.upload += 1;
+                            continue;
+                        }
+                        None => {}
                     }
-                    (index, upload_index, done) = (index + 1, 0, 0);
-                    self.next = (index, upload_index, done);
                 }
+                Message::Job(_) | Message::Barrier(_) => {}
             }
+            at = Reading {
+                message: at.message + 1,
+                ..Reading::default()
+            };
         };
-        let uploads = self.transfer.visit_program(job).uploads_of(job.part);
-        let staged = |from: usize| {
-            let later = uploads.iter().enumerate().skip(from);
-            later
-                .filter(|(_, upload)| !upload.fixed)
-                .map(|(at, _)| at)
-                .next()
-        };
-        let first_of_job = (upload_index, done) == (0, 0);
-        if done == 0 {
-            upload_index = staged(upload_index).expect("a job that is read has an upload left");
-        }
-        let upload = &uploads[upload_index];
-        let (source, offset) = (&upload.source, upload.offset);
-        let left = source.len() - done;
+        let left = upload.source.len() - at.byte;
         let len = self.readers.piece_len(left, upload.past_cache);
-        let ends_upload = len as u64 == left;
-        let last_of_job = ends_upload && staged(upload_index + 1).is_none();
+        let last_of_upload = len as u64 == left;
         let piece = Piece {
             epoch: job.epoch,
-            source: source.clone(),
-            offset: done,
+            source: upload.source.clone(),
+            offset: at.byte,
             len,
             past_cache: upload.past_cache,
         };
         let chunk = Chunk {
-            arena_offset: offset + done,
+            message: at.message,
+            upload: at.upload,
+            arena_offset: upload.offset + at.byte,
             len,
-            first_of_job,
-            last_of_job,
+            last_of_upload,
         };
-        if last_of_job {
-            (index, upload_index, done) = (index + 1, 0, 0);
-        } else if ends_upload {
-            (upload_index, done) = (upload_index + 1, 0);
-        } else {
-            done += len as u64;
-        }
-        self.next = (index, upload_index, done);
+        self.reading = match last_of_upload {
+            true => Reading {
+                upload: at.upload + 1,
+                byte: 0,
+                ..at
+            },
+            false => Reading {
+                byte: at.byte + len as u64,
+                ..at
+            },
+        };
         Some((piece, chunk))
     }
 
@@ -350,29 +416,27 @@ impl<D: Device> Feed<'_, D> {
             return;
         };
         let chunk = self.chunks.pop_front().expect("one each");
-        let Some(Message::Job(job)) = self.jobs.front().map(|queued| &queued.message) else {
-            unreachable!("a chunk belongs to the job in front")
-        };
-        if self.is_wanted(job) {
-            let outcome = guarded(|| self.submit(job, &chunk, &mut staging, result));
-            if let Err(error) = outcome {
+        // Else its job was given up.
+        if let Some(Message::Job(job)) = self.message(chunk.message)
+            && self.is_wanted(job)
+        {
+            let mut progress = self.progress;
+            let submitted =
+                guarded(|| self.submit(job, &chunk, &mut progress, &mut staging, result));
+            if let Err(error) = submitted {
                 self.failed = Some(Self::failure_of(job, error));
             }
+            self.progress = progress;
         }
         self.readers.give_back(staging);
-        if chunk.last_of_job {
-            let Some(Message::Job(job)) = self.jobs.pop_front().map(|queued| queued.message) else {
-                unreachable!("just seen")
-            };
-            self.next.0 = self.next.0.saturating_sub(1);
-            self.settle(&job);
-        }
     }
 
+    /// Submits a chunk of the job in front.
     fn submit(
         &self,
         job: &Job<D>,
         chunk: &Chunk,
+        progress: &mut Progress,
         staging: &mut D::Staging,
         filled: Result<usize, ReadError>,
     ) -> Result<(), OffloadError> {
@@ -380,26 +444,15 @@ impl<D: Device> Feed<'_, D> {
         let block = transfer.block_name(job.kind, job.visit);
         let begin = filled.map_err(|error| error.of_block(block))?;
         let mut submit = || {
-            if chunk.first_of_job {
-                transfer.begin_upload(job)?;
-                transfer.upload_pinned(job, true)?;
-            }
+            self.begin(job, progress)?;
             let (stream, arena) = (&transfer.upload, &job.loaded.arena);
-            transfer.device.upload_staged(
-                stream,
-                arena,
-                chunk.arena_offset,
-                staging,
-                begin..begin + chunk.len,
-            )?;
+            let source = begin..begin + chunk.len;
+            let device = &transfer.device;
+            device.upload_staged(stream, arena, chunk.arena_offset, staging, source)?;
             transfer.count(job, chunk.len);
-            if chunk.last_of_job {
-                transfer.end_upload(job)
-            } else {
-                Ok(())
-            }
+            progress.uploads += usize::from(chunk.last_of_upload);
+            Ok(())
         };
-        let submitted: Result<(), DeviceError> = submit();
-        submitted.map_err(|error| self.of_block(job, error))
+        submit().map_err(|error| self.of_block(job, error))
     }
 }

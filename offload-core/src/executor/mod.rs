@@ -130,7 +130,7 @@ impl<D: Device> Offload<D> {
             ..
         } = builder;
         let costs = &settings.costs;
-        let files_are_pinned = settings.pin_files && device.pins_files();
+        let files_are_pinned = settings.pin_files && device.pin_bytes().is_some();
         let mut workload =
             program::workload::<D>(model, &layouts, &pinned, files_are_pinned, costs);
         let mut files: Vec<Arc<SourceFile>> = Vec::new();

@@ -1,9 +1,11 @@
-//! A thread that pins what is streamed from files, each upload just before it is submitted for the first time.
+//! A thread that pins what is streamed from files, piece by piece, beside the staging ring.
 //!
 //! The feeder asks and waits: while memory is being locked, drivers let other calls of the process wait, for hundreds
-//! of milliseconds if locking goes on and on, so locking and submitting take turns. Locked at once and uploaded from
-//! there, a file is on the device sooner than through staging buffers. What cannot be pinned yet, because it is not in
-//! the page cache, is staged and asked for again in the next pass. Once all is pinned the caller submits by itself.
+//! of milliseconds if locking goes on and on, so locking and submitting take turns. Neither is as fast as the wire, and
+//! together they are faster: whenever the next chunk is not read yet, the feeder has a piece pinned that is not being
+//! read, the next one first. The device copies meanwhile what was submitted before, and the readers read. What cannot be
+//! pinned yet, because it is not in the page cache, is staged and asked for again in the next pass. Once all is pinned
+//! the caller submits by itself. Small pieces and rests between them keep the driver open to others.
 //!
 //! Copies to pinned memory are another matter: they take longer than staging and make few calls of the driver. When the
 //! first answer is a copy the feeder stages the rest, and the thread copies it meanwhile, last visits first.
@@ -12,22 +14,26 @@
 //! the feeder stages all that is not pinned until the answer comes after all, and waits for no other answer either.
 //! Whoever drops the executor before that leaves the thread behind.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use parking_lot::Mutex;
 use tracing::{debug, warn};
 
 use crate::device::{Device, Pinning, Rung};
-use crate::executor::transfer::{Job, Transfer};
+use crate::executor::transfer::Transfer;
 use crate::source::Source;
 
 /// How long a source may take to be pinned, and how long dropping waits for the thread.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// After an answer nothing is asked for as long as it took, divided by this: others wait for the driver, too, among them
+/// the caller, on whose progress uploads depend.
+const REST_DIVISOR: u32 = 2;
 
 /// Reasons that are kept. More would be the same for other ranges.
 const NOTES: usize = 8;
@@ -93,6 +99,17 @@ enum Answer {
     Staged,
 }
 
+/// What became of the wish to have something pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// One was asked for.
+    One,
+    /// The next is not asked for before so much time.
+    After(Duration),
+    /// There is nothing to pin, or no use in asking now.
+    Nothing,
+}
+
 /// The thread, and what is disconnected when it is about to end.
 type Thread = (JoinHandle<()>, Receiver<()>);
 
@@ -106,14 +123,17 @@ pub(super) struct Pinner {
 /// Asks the thread.
 pub(super) struct Requests {
     shared: Arc<Shared>,
-    targets: HashMap<Step, usize>,
-    /// Never to be asked for again.
-    refused: HashSet<usize>,
+    /// Of each kind, in the order of visits: visit and position in it, and the target.
+    kinds: Vec<Vec<(usize, usize, usize)>>,
+    /// By target: a pass in which it is not to be asked for, nor in any before.
+    asked: Vec<Option<u64>>,
     /// The last request whose answer did not come in time, or that set the thread going on by itself. Nothing is asked
     /// before that is answered.
     open: Option<usize>,
     /// How long an answer is waited for: no more once one was late.
     patience: Duration,
+    /// Nothing is asked for before.
+    rests_until: Instant,
     /// `None` if nothing is to be pinned any more.
     thread: Option<(Sender<usize>, Receiver<Answer>)>,
 }
@@ -148,15 +168,20 @@ impl Pinner {
         for note in notes {
             pinner.shared.note(note);
         }
-        let steps = targets.iter().enumerate();
-        let steps =
-            steps.flat_map(|(index, target)| target.steps.iter().map(move |&step| (step, index)));
+        let mut kinds = vec![Vec::new(); transfer.kinds.len()];
+        for (index, target) in targets.iter().enumerate() {
+            for &(kind, visit, position) in &target.steps {
+                kinds[kind].push((visit, position, index));
+            }
+        }
+        kinds.iter_mut().for_each(|kind| kind.sort_unstable());
         let mut requests = Requests {
             shared: Arc::clone(&pinner.shared),
-            targets: steps.collect(),
-            refused: HashSet::new(),
+            kinds,
+            asked: vec![None; targets.len()],
             open: None,
             patience: Duration::ZERO,
+            rests_until: Instant::now(),
             thread: None,
         };
         let Some(patience) = patience else {
@@ -212,8 +237,15 @@ impl Drop for Pinner {
 }
 
 impl Requests {
-    /// Whether asking for the uploads of a job may pin one. Takes in an answer that was open, if it has come.
-    pub(super) fn is_open<D: Device>(&mut self, transfer: &Transfer<D>, job: &Job<D>) -> bool {
+    /// Has one source of a kind pinned and waits for that: the first at or after a visit and a position in it, or from the
+    /// beginning again. In each pass each is asked for once.
+    pub(super) fn pin_next<D: Device>(
+        &mut self,
+        transfer: &Transfer<D>,
+        kind: usize,
+        pass: u64,
+        from: (usize, usize),
+    ) -> Asked {
         if let (Some(target), Some((_, answers))) = (self.open, &self.thread) {
             match answers.try_recv() {
                 Ok(answer) => self.take(target, &answer),
@@ -221,65 +253,53 @@ impl Requests {
                 Err(TryRecvError::Disconnected) => self.thread = None,
             }
         }
-        self.open.is_none() && self.thread.is_some() && self.wanted(transfer, job).next().is_some()
+        let Some((send, answers)) = self.thread.as_ref().filter(|_| self.open.is_none()) else {
+            return Asked::Nothing;
+        };
+        let steps = &self.kinds[kind];
+        let begin = steps.partition_point(|&(visit, position, _)| (visit, position) < from);
+        let mut steps = steps[begin..].iter().chain(&steps[..begin]);
+        let is_wanted = |&&(visit, position, target): &&(usize, usize, usize)| {
+            self.asked[target] < Some(pass)
+                && (transfer.program(kind, visit))
+                    .is_some_and(|program| !program.uploads[position].is_pinned())
+        };
+        let Some(&(_, _, target)) = steps.find(is_wanted) else {
+            return Asked::Nothing;
+        };
+        let begin = Instant::now();
+        let rest = self.rests_until.saturating_duration_since(begin);
+        if !rest.is_zero() {
+            return Asked::After(rest);
+        }
+        self.asked[target] = Some(pass);
+        let answer = match send.send(target) {
+            Ok(()) => answers.recv_timeout(self.patience),
+            Err(_) => Err(RecvTimeoutError::Disconnected),
+        };
+        match answer {
+            Ok(answer) => self.take(target, &answer),
+            Err(RecvTimeoutError::Timeout) => {
+                if !self.patience.is_zero() {
+                    let patience = std::mem::take(&mut self.patience);
+                    let reason = format!("a source was not pinned within {patience:?}");
+                    self.shared.note(reason);
+                }
+                self.open = Some(target);
+            }
+            // It has noted why.
+            Err(RecvTimeoutError::Disconnected) => self.thread = None,
+        }
+        let end = Instant::now();
+        self.rests_until = end + (end - begin) / REST_DIVISOR;
+        Asked::One
     }
 
     /// Takes in what became of `target`.
     fn take(&mut self, target: usize, answer: &Answer) {
         self.open = matches!(answer, Answer::Copied).then_some(target);
         if matches!(answer, Answer::Staged) {
-            self.refused.insert(target);
-        }
-    }
-
-    fn wanted<'a, D: Device>(
-        &'a self,
-        transfer: &'a Transfer<D>,
-        job: &Job<D>,
-    ) -> impl Iterator<Item = usize> + 'a {
-        let Job {
-            kind, visit, part, ..
-        } = *job;
-        let program = transfer.visit_program(job);
-        let positions = program.parts[part].uploads.clone();
-        positions
-            .map(|position| (position, &program.uploads[position]))
-            .filter(|(_, upload)| upload.pinned.get().is_none())
-            .filter_map(move |(position, _)| self.targets.get(&(kind, visit, position)).copied())
-            .filter(|target| !self.refused.contains(target))
-    }
-
-    /// Has the uploads of a job pinned, as far as they can be, and waits for that.
-    pub(super) fn pin<D: Device>(&mut self, transfer: &Transfer<D>, job: &Job<D>) {
-        while self.is_open(transfer, job) {
-            let target = self.wanted(transfer, job).next();
-            let (Some(target), Some((send, answers))) = (target, &self.thread) else {
-                return;
-            };
-            let answer = match send.send(target) {
-                Ok(()) => answers.recv_timeout(self.patience),
-                Err(_) => Err(RecvTimeoutError::Disconnected),
-            };
-            match answer {
-                Ok(answer) => {
-                    self.take(target, &answer);
-                    if matches!(answer, Answer::Copied | Answer::Later) {
-                        // The part is staged as a whole, this time.
-                        return;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    if !self.patience.is_zero() {
-                        let patience = std::mem::take(&mut self.patience);
-                        let reason = format!("a source was not pinned within {patience:?}");
-                        self.shared.note(reason);
-                    }
-                    self.open = Some(target);
-                    return;
-                }
-                // It has noted why.
-                Err(RecvTimeoutError::Disconnected) => self.thread = None,
-            }
+            self.asked[target] = Some(u64::MAX);
         }
     }
 }

@@ -1,12 +1,13 @@
 //! Plan and layout joined: for each visit that is not to a resident its uploads and decode table, with every offset fixed.
 
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::device::{DecodeEntry, DecodeTable, Device, DeviceError};
 use crate::executor::costs::Costs;
-use crate::executor::layout::{BlockLayout, Location, Part};
+use crate::executor::layout::{BlockLayout, Location, Part, Upload};
 use crate::model::Model;
 use crate::plan::{
     BlockLoad, Decoding, Dependency, KindLoad, PartLoad, PassRef, Place, Plan, Stage, Tier,
@@ -164,14 +165,12 @@ pub(super) struct UploadStep<D: Device> {
     pub(super) source: Source,
     /// Set when it is built, or later by the thread that pins files; never changed.
     pub(super) pinned: OnceLock<D::Pinned>,
-    /// It was pinned when it was built: it is never staged.
-    pub(super) fixed: bool,
     /// It is read from its file past the page cache; set by [`page_cache::mark`](super::page_cache::mark).
     pub(super) past_cache: bool,
 }
 
 impl<D: Device> UploadStep<D> {
-    fn is_pinned(&self) -> bool {
+    pub(super) fn is_pinned(&self) -> bool {
         self.pinned.get().is_some()
     }
 
@@ -232,6 +231,32 @@ pub(super) struct KindProgram<D: Device> {
 /// Programs by kind, and the decode tables that they name.
 pub(super) type Program<D> = (Vec<KindProgram<D>>, Vec<DecodeTable>);
 
+/// Uploads from files, cut at multiples of `pin_bytes` in the file.
+fn cut(uploads: Vec<Upload>, pin_bytes: Option<NonZeroU64>) -> Vec<Upload> {
+    let Some(pin_bytes) = pin_bytes.map(NonZeroU64::get) else {
+        return uploads;
+    };
+    let pieces = uploads.into_iter().flat_map(|upload| match upload.source {
+        Source::File { file, range } => {
+            let cuts = range.start / pin_bytes..range.end.div_ceil(pin_bytes);
+            let piece = |cut: u64| {
+                let end = (cut + 1).saturating_mul(pin_bytes).min(range.end);
+                let piece = (cut * pin_bytes).max(range.start)..end;
+                Upload {
+                    image_offset: upload.image_offset + (piece.start - range.start),
+                    source: Source::File {
+                        file: Arc::clone(&file),
+                        range: piece,
+                    },
+                }
+            };
+            cuts.map(piece).collect()
+        }
+        Source::Memory { .. } | Source::Described { .. } => vec![upload],
+    });
+    pieces.collect()
+}
+
 /// Joins plan and layout. The tables are in the order of their indices in the programs.
 ///
 /// # Errors
@@ -242,6 +267,7 @@ pub(super) fn build<D: Device>(
     layouts: &[BlockLayout],
     plan: &Plan,
 ) -> Result<Program<D>, DeviceError> {
+    let pin_bytes = device.pin_bytes();
     let mut tables = Vec::new();
     let mut kinds = Vec::new();
     for (kind_plan, kind) in plan.kinds.iter().zip(model.kinds()) {
@@ -269,7 +295,7 @@ pub(super) fn build<D: Device>(
             for (index, (part, offset)) in images.into_iter().enumerate() {
                 let in_arena = |image_offset: u64| offset + (image_offset - part.image.start);
                 let brought = match visit.is_uploaded() {
-                    true => layout.uploads(specs, &part, demands),
+                    true => cut(layout.uploads(specs, &part, demands), pin_bytes),
                     false => Vec::new(),
                 };
                 let first = uploads.len();
@@ -282,7 +308,6 @@ pub(super) fn build<D: Device>(
                         offset: in_arena(upload.image_offset),
                         past_cache: false,
                         source: upload.source,
-                        fixed: pinned.is_some(),
                         pinned: pinned.map_or_else(OnceLock::new, OnceLock::from),
                     });
                 }
@@ -415,10 +440,5 @@ impl<D: Device> VisitProgram<D> {
     /// Whether no byte has to pass through a staging buffer. Once true it stays so.
     pub(super) fn is_pinned(&self) -> bool {
         self.uploads.iter().all(UploadStep::is_pinned)
-    }
-
-    /// Whether no byte of a part has to.
-    pub(super) fn is_part_pinned(&self, part: usize) -> bool {
-        self.uploads_of(part).iter().all(UploadStep::is_pinned)
     }
 }

@@ -201,6 +201,12 @@ impl<D: Device> Readers<D> {
         assert!(sender.send(wanted).is_ok(), "the readers are gone");
     }
 
+    /// Whether the oldest piece is read.
+    pub(super) fn is_next_filled(&mut self) -> bool {
+        self.early.extend(self.filled.try_iter());
+        (self.early.iter()).any(|early| early.ordinal == self.finished)
+    }
+
     /// Waits until a piece is read. If it is the oldest: its buffer, and where in it the bytes begin.
     pub(super) fn next(&mut self) -> Option<(D::Staging, Result<usize, ReadError>)> {
         let early = self.early.iter();

@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::device::{Device, DeviceError, Generation};
 use crate::executor::error::OffloadError;
-use crate::executor::program::{KindProgram, PartProgram, VisitProgram};
+use crate::executor::program::{KindProgram, PartProgram, UploadStep, VisitProgram};
 use crate::plan::{Dependency, PassRef, Stage};
 
 /// Sets of events in use.
@@ -502,16 +502,17 @@ impl<D: Device> Transfer<D> {
         Ok(())
     }
 
-    /// Submits the pinned uploads of `job`: those that were so from the beginning if the others are staged.
-    pub(super) fn upload_pinned(&self, job: &Job<D>, staged: bool) -> Result<(), DeviceError> {
-        let uploads = self.visit_program(job).uploads_of(job.part).iter();
-        for upload in uploads.filter(|upload| upload.fixed || !staged) {
-            let pinned = (upload.pinned.get()).expect("what is not staged is pinned");
-            let (arena, bytes) = (&job.loaded.arena, upload.bytes());
-            self.device
-                .upload_pinned(&self.upload, arena, upload.offset, pinned, 0..bytes)?;
-            self.count(job, bytes);
-        }
+    /// Submits an upload of `job` that is pinned.
+    pub(super) fn upload_pinned(
+        &self,
+        job: &Job<D>,
+        upload: &UploadStep<D>,
+    ) -> Result<(), DeviceError> {
+        let pinned = (upload.pinned.get()).expect("what is not staged is pinned");
+        let (arena, bytes) = (&job.loaded.arena, upload.bytes());
+        self.device
+            .upload_pinned(&self.upload, arena, upload.offset, pinned, 0..bytes)?;
+        self.count(job, bytes);
         Ok(())
     }
 
@@ -627,7 +628,9 @@ impl<D: Device> Transfer<D> {
             return self.decode(&self.decode, job.turn(), of, &job.loaded);
         }
         self.begin_upload(job)?;
-        self.upload_pinned(job, false)?;
+        for upload in self.visit_program(job).uploads_of(job.part) {
+            self.upload_pinned(job, upload)?;
+        }
         self.end_upload(job)
     }
 

@@ -1,6 +1,7 @@
 //! A device around a device: every call is shown to an observer first, which may refuse it.
 
 use std::fmt::Debug;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -137,8 +138,8 @@ impl<D: Device, O: Observer> Device for Observed<D, O> {
         })
     }
 
-    fn pins_files(&self) -> bool {
-        self.inner.pins_files()
+    fn pin_bytes(&self) -> Option<NonZeroU64> {
+        self.inner.pin_bytes()
     }
 
     fn create_stream(&self, name: &str) -> Result<D::Stream, DeviceError> {

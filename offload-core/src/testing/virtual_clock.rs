@@ -3,6 +3,7 @@
 //! Every operation gets its end when it is submitted, since all it waits for was submitted before. The host takes no
 //! time; it moves on only where it waits.
 
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -114,8 +115,8 @@ impl Device for VirtualDevice {
         })
     }
 
-    fn pins_files(&self) -> bool {
-        false
+    fn pin_bytes(&self) -> Option<NonZeroU64> {
+        None
     }
 
     fn create_stream(&self, _name: &str) -> Result<VirtualStream, DeviceError> {

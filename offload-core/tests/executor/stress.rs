@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -252,7 +253,8 @@ impl Case {
         let pins_files = random.one_in(3);
         let mut builder = (CpuDevice::builder().poison(true))
             .pins(random.one_in(2))
-            .copies_files(pins_files);
+            .copies_files(pins_files)
+            .pin_bytes(NonZeroU64::new(random.pick(&[u64::MAX, 3000, 700])).unwrap());
         if !random.one_in(4) {
             builder = builder.jitter(random.next());
         }

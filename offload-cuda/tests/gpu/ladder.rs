@@ -8,10 +8,10 @@ use offload_core::source::{Source, SourceFile};
 use offload_core::testing::toy::random_bytes;
 use offload_cuda::CudaDevice;
 
-/// Two pieces, and a few bytes of a third.
+/// Some pieces, and a few bytes of another.
 const BYTES: usize = (512 << 20) + 4097;
 
-/// A file in the page cache, longer than two pieces.
+/// A file in the page cache.
 fn file(bytes: &[u8]) -> (tempfile::NamedTempFile, Arc<SourceFile>) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
