@@ -105,6 +105,8 @@ struct Row {
     over_floor: f64,
     /// Passes after the first, one by one, drained.
     later_passes_s: Vec<f64>,
+    /// Time of the calling thread in the last pass, its beginning and end included.
+    host_us_per_visit: f64,
     peak_anonymous_bytes: u64,
     /// Of an upload and a recording on another thread, during the first pass.
     driver_call_p99_us: f64,
@@ -186,7 +188,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let rows: Vec<Row> = measured.into_iter().filter_map(middle).collect();
     for row in &rows {
         println!(
-            "{:24} build {:.4} s, first pass done {:.4} s of {:.4?}, {:.3} of the floor {:.4} s, later {:.4?} s, anonymous {} MiB, driver call p99 {:.0} us, max {:.0} us; mapped {} MiB, copied {} MiB, staged {} MiB {:?}",
+            "{:24} build {:.4} s, first pass done {:.4} s of {:.4?}, {:.3} of the floor {:.4} s, later {:.4?} s, host {:.1} us a visit, anonymous {} MiB, driver call p99 {:.0} us, max {:.0} us; mapped {} MiB, copied {} MiB, staged {} MiB {:?}",
             row.mode,
             row.build_s,
             row.first_pass_s,
@@ -194,6 +196,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             row.over_floor,
             row.drive_floor_s.unwrap_or(wire_floor_s),
             row.later_passes_s,
+            row.host_us_per_visit,
             row.peak_anonymous_bytes >> 20,
             row.driver_call_p99_us,
             row.driver_call_max_us,
@@ -403,6 +406,7 @@ fn measure(
             let build_s = begin.elapsed().as_secs_f64();
             let mut first_pass_s = 0.0;
             let mut later_passes_s = Vec::new();
+            let mut host_s = 0.0;
             for number in 0..passes {
                 let pass_begin = Instant::now();
                 let mut pass = offload.pass(PassKind::FULL, &stream)?;
@@ -412,6 +416,7 @@ fn measure(
                 }
                 while pass.acquire()?.is_some() {}
                 drop(pass);
+                host_s = pass_begin.elapsed().as_secs_f64();
                 stream.synchronize()?;
                 if number == 0 {
                     first_pass_s = begin.elapsed().as_secs_f64();
@@ -433,6 +438,7 @@ fn measure(
                 first_passes_s: Vec::new(),
                 over_floor: 0.0,
                 later_passes_s,
+                host_us_per_visit: host_s * 1e6 / blocks as f64,
                 peak_anonymous_bytes: peak.load(Ordering::Relaxed) - base,
                 driver_call_p99_us: 0.0,
                 driver_call_max_us: 0.0,

@@ -2,8 +2,10 @@
 """Runs the work of benches/strategies through other systems: torch alone, and diffusers' group offloading.
 
 The matrices of 20 blocks of a WAN 14B transformer, products only, seeded random data. Each row is timed over --passes
-passes back to back, drained at both ends. Rows and floors alternate for --rounds rounds; medians are printed, and a row
-says `inconclusive` where its own floor scatters by more than 0.2 %. Floors, each measured in the same rounds:
+passes back to back, drained at both ends. Rows and floors alternate for --rounds rounds, each round in the other order, and
+before each the device multiplies for a second: a card that was idle is cool and faster. Medians are printed, over the
+overlap floor that of the ratios of each round, and a row says `inconclusive` where these scatter by more than 0.2 %.
+Floors, each measured in the same rounds:
 
   wire      the pass's bytes in bare uploads of one block each
   compute   the same pass with everything resident
@@ -19,8 +21,11 @@ import json
 import statistics
 import sys
 
-# Scatter of a floor above which a row proves nothing.
+# Scatter of the rounds above which a row proves nothing.
 SCATTER = 0.002
+
+# Passes over which the products alone are timed, at most.
+COMPUTE_PASSES = 10
 
 MODES = {
     "resident": ("Resident", {}),
@@ -116,11 +121,18 @@ def measure_row(torch, ways, work, name, tokens, arguments):
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     wire, compute, overlap, passes = [], [], [], []
-    for _ in range(arguments.rounds):
-        overlap.append(work.overlap_s(way.uploads, arguments.passes))
-        passes.append(work.timed(way.run, arguments.passes))
-        compute.append(work.compute_s(arguments.passes))
+    for number in range(arguments.rounds):
+        turns = [
+            lambda: overlap.append(work.overlap_s(way.uploads, arguments.passes)),
+            lambda: passes.append(work.timed(way.run, arguments.passes)),
+        ]
+        for turn in turns if number % 2 == 0 else reversed(turns):
+            work.warm_up()
+            turn()
+        work.warm_up()
+        compute.append(work.compute_s(min(arguments.passes, COMPUTE_PASSES)))
         wire.append(work.wire_s(way.uploads, 2))
+    over_floors = [a_pass / floor for a_pass, floor in zip(passes, overlap)]
     peak_bytes = max(peak_bytes, torch.cuda.max_memory_allocated() - before)
     digits = lambda samples: [round(sample, 5) for sample in samples]
     print(f"  {name}: passes {digits(passes)} overlap {digits(overlap)} compute {digits(compute)}", file=sys.stderr)
@@ -136,14 +148,15 @@ def measure_row(torch, ways, work, name, tokens, arguments):
         "wire_floor_s": wire_s,
         "compute_floor_s": compute_s,
         "overlap_floor_s": overlap_s,
-        "over_floor": pass_s / overlap_s,
+        "over_floor": statistics.median(over_floors),
+        "over_floors": over_floors,
         "over_bound": pass_s / max(wire_s, compute_s),
         "predicted_pass_s": None,
         "host_us_per_visit": host_us,
         "stall_s": None,
         "peak_device_bytes": way.held_bytes + peak_bytes,
         "pinned_bytes": len(way.uploads) * work.block_bytes,
-        "inconclusive": (max(overlap) - min(overlap)) / overlap_s > SCATTER,
+        "inconclusive": (max(over_floors) - min(over_floors)) / statistics.median(over_floors) > SCATTER,
     }
 
 

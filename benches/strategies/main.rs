@@ -9,8 +9,8 @@
 //! Each row is timed over `--passes` passes back to back, drained at both ends, so that exactly as many passes' bytes
 //! are inside the clock. Rows and floors alternate for `--rounds` rounds, each round in the other order, and before each
 //! the device multiplies for a second: a card that was idle is cool and faster. Medians are printed, over the overlap floor
-//! that of the ratios of each round, and a row says `inconclusive` where its own floor scatters by more than 0.2 %. Floors,
-//! each measured in the same rounds:
+//! that of the ratios of each round, and a row says `inconclusive` where these scatter by more than 0.2 %: a floor that drifts
+//! while the card warms up takes its row along. Floors, each measured in the same rounds:
 //!
 //! - *wire*: the pass's bytes in bare uploads of one block each;
 //! - *compute*: the same pass with everything resident;
@@ -41,7 +41,7 @@ const HOST_PASSES: usize = 10;
 /// Passes over which the products alone are timed, at most.
 const COMPUTE_PASSES: usize = 10;
 
-/// Scatter of a floor above which a row proves nothing.
+/// Scatter of the rounds above which a row proves nothing.
 const SCATTER: f64 = 0.002;
 
 #[derive(Debug, Parser)]
@@ -89,6 +89,8 @@ struct Row {
     overlap_floor_s: f64,
     /// Pass over the overlap floor of the same round, the median.
     over_floor: f64,
+    /// That of each round.
+    over_floors: Vec<f64>,
     /// Pass over the larger of wire and compute, for the bytes that this row streams.
     over_bound: f64,
     predicted_pass_s: Option<f64>,
@@ -348,7 +350,8 @@ fn measure(arguments: &Arguments, device: &CudaDevice) -> Result<Vec<Row>, Strin
                 decoding: streamed.decoding(),
                 streamed_blocks: streamed_blocks.len(),
                 packed_blocks: packed_blocks.len(),
-                inconclusive: scatter(&overlap) > SCATTER,
+                inconclusive: scatter(&over_floor) > SCATTER,
+                over_floors: over_floor,
             });
             print_row(rows.last().expect("just pushed"));
         }

@@ -71,6 +71,7 @@ pub(crate) fn rows(
             compute_floor_s,
             overlap_floor_s,
             over_floor: pass_s / overlap_floor_s,
+            over_floors: Vec::new(),
             over_bound: pass_s / overlap_floor_s,
             predicted_pass_s: None,
             host_us_per_visit: None,

@@ -87,9 +87,6 @@ pub enum SourceError {
 /// Reads past the page cache begin and end at multiples of this many bytes, in the file and in memory.
 pub(crate) const DIRECT_ALIGN: usize = 4096;
 
-/// Bytes of one read past the page cache. Drives that were measured give a tenth to a third more than at 8 MiB.
-const DIRECT_REQUEST: usize = 1 << 20;
-
 /// A file opened for reading, with its name, and its length and time of writing when it was opened.
 pub struct SourceFile {
     file: File,
@@ -179,7 +176,7 @@ impl SourceFile {
     /// When the file ends before or the system fails.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), SourceError> {
         let wanted = buffer.len();
-        self.read_at_least(&self.file, buffer, offset, wanted, usize::MAX)
+        self.read_at_least(&self.file, buffer, offset, wanted)
     }
 
     /// Whether the file can be read past the page cache, by reading a little of it.
@@ -215,24 +212,22 @@ impl SourceFile {
         let start = buffer.as_ptr().align_offset(DIRECT_ALIGN);
         let wanted = before + len;
         let room = &mut buffer[start..start + wanted.next_multiple_of(DIRECT_ALIGN)];
-        self.read_at_least(file, room, offset - before as u64, wanted, DIRECT_REQUEST)?;
+        self.read_at_least(file, room, offset - before as u64, wanted)?;
         Ok(start + before)
     }
 
-    /// Reads into `buffer` from `offset` on until `wanted` bytes are there, at most `request` at a time.
+    /// Reads into `buffer` from `offset` on until `wanted` bytes are there.
     fn read_at_least(
         &self,
         file: &File,
         buffer: &mut [u8],
         offset: u64,
         wanted: usize,
-        request: usize,
     ) -> Result<(), SourceError> {
         let mut done = 0;
         while done < wanted {
             let at = offset + done as u64;
-            let end = buffer.len().min(done.saturating_add(request));
-            match read_at(file, &mut buffer[done..end], at) {
+            match read_at(file, &mut buffer[done..], at) {
                 Ok(0) => {
                     return Err(SourceError::Truncated {
                         path: self.path.clone(),

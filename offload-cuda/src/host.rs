@@ -35,9 +35,10 @@ use crate::live::Count;
 /// Bytes between cuts of anonymous memory. Below 2 GiB, which some drivers cannot register at once.
 const MEMORY_CUT: usize = 1 << 30;
 
-/// Bytes between cuts of a file: 1 to 2 ms of locking, for which what was submitted before keeps the device busy. Shorter
-/// pieces take more copies in each visit, and longer to lock in all: 37 GB/s at 8 MiB, 43 here, 53 at 256 MiB.
-pub(crate) const FILE_CUT: usize = 64 << 20;
+/// Bytes between cuts of a file: about 1 ms of locking, for which what was submitted before keeps the device busy, and
+/// others wait for the driver. Shorter pieces take more copies in each visit, and longer to lock in all: 37 GB/s at 8 MiB,
+/// 53 at 256 MiB.
+pub(crate) const FILE_CUT: usize = 32 << 20;
 
 /// A copy from the mapping of a file is this long at least. The driver reads shorter ones with the CPU, which is
 /// stopped by a signal where the file was truncated.
