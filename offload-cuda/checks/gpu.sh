@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # Runs on a machine with a GPU and the CUDA toolkit: the tests on the GPU, the sanitizer over the contract's checks,
-# and the decode kernel's own bench. Binaries are built elsewhere:
+# the decode kernel's own bench, and the benches that benches/RESULTS.md quotes, which leave JSON. Binaries are built
+# elsewhere:
 #
 #   cargo test --release -p offload-cuda --test gpu --no-run     (GPU_TESTS)
+#   cargo bench --bench strategies --no-run                      (STRATEGIES)
+#   cargo bench --bench first_pass --no-run                      (FIRST_PASS)
 #
-# usage: GPU_TESTS=path OUT=folder offload-cuda/checks/gpu.sh [tests] [sanitizer] [kernels]
+# usage: GPU_TESTS=path STRATEGIES=path FIRST_PASS=path OUT=folder offload-cuda/checks/gpu.sh [PART]...
+#   parts: tests (the default), sanitizer, kernels, streamed, partly_resident, first_pass, cold
 #
 # Each step has a time limit, so that one that hangs does not take the others with it. Ends with 1 if any failed.
 set -uo pipefail
@@ -22,7 +26,12 @@ step() {
         echo "FAILED  $name with $? after $((SECONDS - begin)) s; the end of its log:"
         tail -25 "$out/$name.log"
         failed=1
+        return 1
     fi
+}
+
+bench() {
+    step "$@" && cat "$out/$1.log"
 }
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
@@ -40,6 +49,20 @@ for part in "${@:-tests}"; do
             step "kernels_$tool" 120 compute-sanitizer --tool "$tool" --error-exitcode 1 "$out/bench_kernels" --verify-only
         done
         rm -f "$out/bench_kernels"
+        ;;
+    streamed)
+        bench streamed 400 "${STRATEGIES:?}" --row streamed --tokens 256 --tokens 2048 --tokens 0 --tokens 16384 \
+            --passes 20 --rounds 3 --json "$out/streamed.json"
+        ;;
+    partly_resident)
+        bench partly_resident 400 "${STRATEGIES:?}" --row "resident 25 %" --row "resident 50 %" --row "resident 75 %" \
+            --tokens 3200 --tokens 8192 --rounds 3 --json "$out/partly_resident.json"
+        ;;
+    first_pass)
+        bench first_pass 200 "${FIRST_PASS:?}" --passes 6 --rounds 5 --json "$out/first_pass.json"
+        ;;
+    cold)
+        bench cold 300 "${FIRST_PASS:?}" --cold --gib 4 --passes 2 --rounds 5 --json "$out/cold.json"
         ;;
     *) echo "no such part: $part" >&2; exit 2 ;;
     esac
