@@ -7,8 +7,8 @@
 //! pinned yet, because it is not in the page cache, is staged and asked for again in the next pass. Once all is pinned
 //! the caller submits by itself. Small pieces and rests between them keep the driver open to others.
 //!
-//! Copies to pinned memory are another matter: they take longer than staging and make few calls of the driver. When the
-//! first answer is a copy the feeder stages the rest, and the thread copies it meanwhile, last visits first.
+//! Copies to pinned memory are another matter: they take longer than staging and make few calls of the driver. When an
+//! answer is a copy the feeder stages the rest, and the thread copies it meanwhile, last visits first.
 //!
 //! Locking memory may never return on some systems. So it has a thread of its own and a deadline: when that has passed
 //! the feeder stages all that is not pinned until the answer comes after all, and waits for no other answer either.
