@@ -35,6 +35,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// the caller, on whose progress uploads depend.
 const REST_DIVISOR: u32 = 2;
 
+/// After an answer that may be the same in each pass nothing is asked for this many times as long as it took: asking in
+/// vain costs a twentieth of the time at most.
+const REST_IN_VAIN: u32 = 20;
+
 /// Reasons that are kept. More would be the same for other ranges.
 const NOTES: usize = 8;
 
@@ -277,6 +281,13 @@ impl Requests {
             Ok(()) => answers.recv_timeout(self.patience),
             Err(_) => Err(RecvTimeoutError::Disconnected),
         };
+        let end = Instant::now();
+        let took = end - begin;
+        let rest = match answer {
+            Ok(Answer::Later) => took * REST_IN_VAIN,
+            _ => took / REST_DIVISOR,
+        };
+        self.rests_until = end + rest;
         match answer {
             Ok(answer) => self.take(target, &answer),
             Err(RecvTimeoutError::Timeout) => {
@@ -290,8 +301,6 @@ impl Requests {
             // It has noted why.
             Err(RecvTimeoutError::Disconnected) => self.thread = None,
         }
-        let end = Instant::now();
-        self.rests_until = end + (end - begin) / REST_DIVISOR;
         Asked::One
     }
 

@@ -263,6 +263,25 @@ fn what_is_not_there_yet_is_asked_for_once_in_each_pass() {
     assert!((1..=most).contains(&asked), "{asked} of {most}");
 }
 
+/// The feeder waits for answers, in every pass.
+#[test]
+fn asking_in_vain_takes_little_of_the_time() {
+    const ANSWERS: usize = 1000;
+    const TAKES: Duration = Duration::from_millis(10);
+    let mut later = Scripted::new(&[PinAs::Later; ANSWERS]);
+    later.1 = TAKES;
+    let begin = Instant::now();
+    stream(&Observed::new(copying(), later.clone()), true, |_| {
+        std::thread::sleep(Duration::from_millis(1));
+        begin.elapsed() > Duration::from_secs(1)
+    });
+    let total = begin.elapsed();
+    let asked = ANSWERS - later.0.lock().len();
+    let asking = TAKES * u32::try_from(asked).unwrap();
+    // And the first.
+    assert!(asking <= total / 10 + TAKES, "{asking:?} of {total:?}");
+}
+
 /// Of each upload some pieces are read where they lie and others never.
 #[test]
 fn an_upload_is_pinned_piece_by_piece() {
@@ -275,8 +294,11 @@ fn an_upload_is_pinned_piece_by_piece() {
     let device = Observed::new(pieces.build(), observer.clone());
     let mut shares = Vec::new();
     stream(&device, true, |report| {
-        shares.push((report.host.mapped_bytes, report.host.staged_bytes));
-        report.visits >= 20 * BLOCKS as u64
+        let (mapped, staged) = (report.host.mapped_bytes, report.host.staged_bytes);
+        shares.push((mapped, staged));
+        let asked = script.len() - observer.0.lock().len();
+        let pieces = usize::try_from((mapped + staged) / PIECE).unwrap();
+        asked >= pieces && report.visits >= 20 * BLOCKS as u64
     });
     let (mapped, staged) = shares[shares.len() - 1];
     assert!(mapped > 0 && staged > 0, "{mapped} mapped, {staged} staged");
@@ -285,9 +307,6 @@ fn an_upload_is_pinned_piece_by_piece() {
             .iter()
             .all(|share| share.0 + share.1 == mapped + staged)
     );
-    let asked = script.len() - observer.0.lock().len();
-    let pieces = usize::try_from((mapped + staged) / PIECE).unwrap();
-    assert!(asked >= pieces, "{asked} were asked for of {pieces}");
 }
 
 /// Buffers hold whole uploads here, so that each cut would be one more.
