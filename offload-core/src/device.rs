@@ -202,7 +202,7 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
     fn pin(&self, source: &Source) -> Result<Pinning<Self::Pinned>, DeviceError>;
 
     /// Bytes of a file that [`pin`](Self::pin) pins best at a time; `None` where it pins no files, as far as is known
-    /// without trying. Uploads from files are cut at multiples of it in the file. Answers at once.
+    /// without trying. Uploads from files that are to be pinned are cut at multiples of it in the file. Answers at once.
     fn pin_bytes(&self) -> Option<NonZeroU64>;
 
     /// Makes a stream that runs beside all others.

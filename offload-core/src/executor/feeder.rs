@@ -4,9 +4,10 @@
 //! executor --jobs--> offload-feed --pieces--> offload-read x R --staging buffers--> offload-feed --uploads--> device
 //! ```
 //!
-//! A job is the upload or the decode of one visit. The feeder cuts uploads into chunks of a staging buffer and keeps all
-//! buffers reading ahead, over job boundaries; it submits chunks, and the jobs that need no buffer, in order. Reads are
-//! bounded by the number of buffers and jobs by the visits of two passes, so a slow device slows the readers.
+//! A job is the upload or the decode of one part of a visit. The feeder cuts uploads that are not pinned into chunks of a
+//! staging buffer and keeps all buffers reading ahead, over job boundaries; it submits chunks, and what needs no buffer, in
+//! order. Reads are bounded by the number of buffers and jobs by the visits of two passes, so a slow device slows the
+//! readers. While the next chunk is not read yet, or there is no job, it has sources pinned.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};

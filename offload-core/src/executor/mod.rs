@@ -130,9 +130,9 @@ impl<D: Device> Offload<D> {
             ..
         } = builder;
         let costs = &settings.costs;
-        let files_are_pinned = settings.pin_files && device.pin_bytes().is_some();
+        let pin_bytes = device.pin_bytes().filter(|_| settings.pin_files);
         let mut workload =
-            program::workload::<D>(model, &layouts, &pinned, files_are_pinned, costs);
+            program::workload::<D>(model, &layouts, &pinned, pin_bytes.is_some(), costs);
         let mut files: Vec<Arc<SourceFile>> = Vec::new();
         for tensor in model.blocks().iter().flat_map(|block| block.tensors()) {
             if let Source::File { file, .. } = tensor.source()
@@ -155,7 +155,9 @@ impl<D: Device> Offload<D> {
         }
         let make = |budget| settings.plan(&workload, budget);
         let plan = amend(make(ask.budget).map_err(Refused::Plan)?);
-        let (mut kinds, tables) = program::build(device, model, &layouts, &plan)?;
+        // What is not to be pinned is staged in as few pieces as fit the buffers.
+        let pin_bytes = |block| pin_bytes.filter(|_| !past.has(block));
+        let (mut kinds, tables) = program::build(device, model, &layouts, &plan, pin_bytes)?;
         past.mark(&mut kinds);
         let streamed = || kinds.iter().flat_map(|kind| kind.visits.iter().flatten());
         let staged = !streamed().all(program::VisitProgram::is_pinned);
@@ -434,7 +436,9 @@ impl<D: Device> Offload<D> {
             return Ok(());
         }
         let device = &self.transfer.device;
-        let (_, tables) = program::build(device, &self.model, &self.layouts, &self.plan)?;
+        let (model, plan) = (&self.model, &self.plan);
+        // Only for the tables, whatever the uploads.
+        let (_, tables) = program::build(device, model, &self.layouts, plan, |_| None)?;
         let arena = self.allocate()?;
         let mut readers = self.readers()?;
         self.load(arena, &tables, readers.as_mut())

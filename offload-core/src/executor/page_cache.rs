@@ -106,11 +106,16 @@ impl PastCache {
         }
     }
 
+    /// Whether a block is one of them.
+    pub(super) fn has(&self, block: usize) -> bool {
+        self.blocks[block]
+    }
+
     /// Marks their uploads.
     pub(super) fn mark<D: Device>(&self, kinds: &mut [KindProgram<D>]) {
         for kind in kinds {
             let visits = kind.visits.iter_mut().zip(&kind.blocks);
-            for (visit, _) in visits.filter(|(_, block)| self.blocks[**block]) {
+            for (visit, _) in visits.filter(|(_, block)| self.has(**block)) {
                 for upload in visit.iter_mut().flat_map(|visit| &mut visit.uploads) {
                     upload.past_cache = matches!(upload.source, Source::File { .. });
                 }

@@ -7,8 +7,8 @@
 //! pinned yet, because it is not in the page cache, is staged and asked for again in the next pass. Once all is pinned
 //! the caller submits by itself. Small pieces and rests between them keep the driver open to others.
 //!
-//! Copies to pinned memory are another matter: they take longer than staging and make few calls of the driver. When the
-//! first answer is a copy the feeder stages the rest, and the thread copies it meanwhile, last visits first.
+//! Copies to pinned memory are another matter: they take longer than staging and make few calls of the driver. When an
+//! answer is a copy the feeder stages the rest, and the thread copies it meanwhile, last visits first.
 //!
 //! Locking memory may never return on some systems. So it has a thread of its own and a deadline: when that has passed
 //! the feeder stages all that is not pinned until the answer comes after all, and waits for no other answer either.
@@ -34,6 +34,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// After an answer nothing is asked for as long as it took, divided by this: others wait for the driver, too, among them
 /// the caller, on whose progress uploads depend.
 const REST_DIVISOR: u32 = 2;
+
+/// After an answer that may be the same in each pass nothing is asked for this many times as long as it took: asking in
+/// vain costs a twentieth of the time at most.
+const REST_IN_VAIN: u32 = 20;
 
 /// Reasons that are kept. More would be the same for other ranges.
 const NOTES: usize = 8;
@@ -277,6 +281,13 @@ impl Requests {
             Ok(()) => answers.recv_timeout(self.patience),
             Err(_) => Err(RecvTimeoutError::Disconnected),
         };
+        let end = Instant::now();
+        let took = end - begin;
+        let rest = match answer {
+            Ok(Answer::Later) => took * REST_IN_VAIN,
+            _ => took / REST_DIVISOR,
+        };
+        self.rests_until = end + rest;
         match answer {
             Ok(answer) => self.take(target, &answer),
             Err(RecvTimeoutError::Timeout) => {
@@ -290,8 +301,6 @@ impl Requests {
             // It has noted why.
             Err(RecvTimeoutError::Disconnected) => self.thread = None,
         }
-        let end = Instant::now();
-        self.rests_until = end + (end - begin) / REST_DIVISOR;
         Asked::One
     }
 

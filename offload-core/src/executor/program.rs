@@ -257,7 +257,8 @@ fn cut(uploads: Vec<Upload>, pin_bytes: Option<NonZeroU64>) -> Vec<Upload> {
     pieces.collect()
 }
 
-/// Joins plan and layout. The tables are in the order of their indices in the programs.
+/// Joins plan and layout. The tables are in the order of their indices in the programs. Uploads of a block from files are
+/// cut at multiples of its `pin_bytes`, if it has any.
 ///
 /// # Errors
 /// When the device does not answer.
@@ -266,8 +267,8 @@ pub(super) fn build<D: Device>(
     model: &Model,
     layouts: &[BlockLayout],
     plan: &Plan,
+    pin_bytes: impl Fn(usize) -> Option<NonZeroU64>,
 ) -> Result<Program<D>, DeviceError> {
-    let pin_bytes = device.pin_bytes();
     let mut tables = Vec::new();
     let mut kinds = Vec::new();
     for (kind_plan, kind) in plan.kinds.iter().zip(model.kinds()) {
@@ -295,7 +296,10 @@ pub(super) fn build<D: Device>(
             for (index, (part, offset)) in images.into_iter().enumerate() {
                 let in_arena = |image_offset: u64| offset + (image_offset - part.image.start);
                 let brought = match visit.is_uploaded() {
-                    true => cut(layout.uploads(specs, &part, demands), pin_bytes),
+                    true => cut(
+                        layout.uploads(specs, &part, demands),
+                        pin_bytes(visit.block),
+                    ),
                     false => Vec::new(),
                 };
                 let first = uploads.len();

@@ -205,6 +205,8 @@ struct Case {
     streams: Vec<CpuStream>,
     side: CpuStream,
     offload: Offload<WatchedDevice>,
+    /// Bytes that come from files, by whatever way.
+    from_files: u64,
     expected: Arc<Vec<HashMap<String, u64>>>,
     wrong: Arc<Mutex<Vec<String>>>,
     log: Arc<Mutex<String>>,
@@ -350,6 +352,7 @@ impl Case {
             watch,
             streams,
             side,
+            from_files: offload.host().staged_bytes,
             offload,
             expected: Arc::new(expected),
             wrong: Arc::default(),
@@ -501,8 +504,12 @@ impl Case {
             mut offload,
             wrong,
             watch,
+            from_files,
             ..
         } = self;
+        let host = offload.host();
+        let by_way = host.mapped_bytes + host.copied_bytes + host.staged_bytes;
+        assert_eq!(by_way, from_files, "{host:?}");
         if exact {
             offload.suspend().unwrap();
             let report = offload.report().unwrap();
