@@ -471,6 +471,10 @@ impl CudaDevice {
             let file_range = range.start as u64..range.end as u64;
             let locked = host::locked_copy(&self.0.context, file, &file_range);
             let locked = locked.map_err(|error| match error {
+                CopyError::Device(DeviceError::OutOfMemory { free_bytes, .. }) => Refused::Short {
+                    reason: format!("no memory for a copy of bytes {range:?}: {error}"),
+                    free_bytes,
+                },
                 CopyError::Device(error) => Refused::Device(error),
                 CopyError::Source(error) => Refused::Now(error.to_string()),
             })?;

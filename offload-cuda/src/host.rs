@@ -194,12 +194,13 @@ impl Locked {
         let live = &self.context.live;
         let reserved = live.reserve(piece.len()).ok_or_else(|| {
             let (used, budget) = (live.pinned_bytes(), live.pinned_budget());
+            let free_bytes = live.free_pinned_bytes();
             Refused::Short {
                 reason: format!(
                     "{} more bytes do not fit the budget for pinned memory, {used} of {budget} are used",
                     piece.len(),
                 ),
-                free_bytes: budget.saturating_sub(used),
+                free_bytes,
             }
         })?;
         // SAFETY: the piece lies within the mapping.
@@ -429,6 +430,14 @@ pub(crate) fn locked_memory<E: From<DeviceError>>(
     bytes: usize,
     fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
 ) -> Result<Locked, E> {
+    // Before it is filled in vain. Another thread may still be faster.
+    let free_bytes = context.live.free_pinned_bytes();
+    if free_bytes < bytes as u64 {
+        return Err(E::from(DeviceError::OutOfMemory {
+            requested_bytes: bytes as u64,
+            free_bytes,
+        }));
+    }
     let mut memory = anonymous(bytes)?;
     fill(&mut memory[..bytes])?;
     Ok(Locked::memory(context, memory)?)

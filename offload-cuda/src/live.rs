@@ -33,6 +33,11 @@ impl Live {
         self.pinned_budget
     }
 
+    /// Bytes that are left of the budget for page-locked memory.
+    pub(crate) fn free_pinned_bytes(&self) -> u64 {
+        self.pinned_budget().saturating_sub(self.pinned_bytes())
+    }
+
     /// Takes bytes from the budget for page-locked memory, if it has as many left.
     pub(crate) fn reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
         let fits = |used: u64| {
