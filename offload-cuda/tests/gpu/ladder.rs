@@ -4,9 +4,15 @@ use std::io::Write;
 use std::sync::Arc;
 
 use offload_core::device::{Device, DeviceError, Pinning, Rung};
+use offload_core::encoding::Encoding;
+use offload_core::executor::{DeviceBudget, Offload};
+use offload_core::model::{Model, PassKind};
 use offload_core::source::{Source, SourceFile};
-use offload_core::testing::toy::random_bytes;
+use offload_core::swappable::{Swappable, TensorSpec};
+use offload_core::testing::toy::{self, ToyBlock, random_bytes};
 use offload_cuda::CudaDevice;
+
+use crate::engine::Engine;
 
 /// Some pieces, and a few bytes of another.
 const BYTES: usize = (512 << 20) + 4097;
@@ -136,4 +142,64 @@ fn switched_off_rungs_say_so() {
         panic!("nothing is left but staging");
     };
     assert!(reason.contains("switched off"), "{reason}");
+}
+
+/// A model in a file, behind some bytes that are no weights, so that nothing begins at a page.
+fn in_file(model: &Model) -> (tempfile::NamedTempFile, Model) {
+    let mut bytes = vec![7; 1001];
+    let mut at = Vec::new();
+    for tensor in model.blocks().iter().flat_map(|block| block.tensors()) {
+        let begin = bytes.len();
+        bytes.resize(begin + usize::try_from(tensor.source().len()).unwrap(), 0);
+        tensor.source().read(0, &mut bytes[begin..]).unwrap();
+        at.push(begin as u64..bytes.len() as u64);
+    }
+    let (kept, file) = file(&bytes);
+    let mut at = at.into_iter();
+    let blocks = model.blocks().iter().map(|block| {
+        let tensors = block.tensors().iter().map(|tensor| {
+            let (file, range) = (Arc::clone(&file), at.next().unwrap());
+            let source = Source::File { file, range };
+            TensorSpec::new(tensor.name(), tensor.shape(), tensor.encoding(), source).unwrap()
+        });
+        Arc::new(ToyBlock::new(block.name(), tensors.collect())) as Arc<dyn Swappable>
+    });
+    let model = Model::new(blocks.collect()).unwrap();
+    (kept, model)
+}
+
+/// Blocks longer than a piece, each over a cut: of the first pass some goes through staging buffers and some is read where
+/// it was locked meanwhile, at last all.
+#[test]
+fn a_file_arrives_identical_while_it_is_locked_piece_by_piece() {
+    for mappings in [true, false] {
+        let Some(device) = crate::device(|builder| builder.lock_mappings(mappings).poison(true))
+        else {
+            return;
+        };
+        let (_kept, model) = in_file(&toy::model(&[[10_240, 2048]; 6], &[Encoding::BF16], 5));
+        let compute = device.create_stream("compute").unwrap();
+        let mut engine = Engine::new(&device, &model, compute);
+        let mut offload = Offload::builder(&device)
+            .model(model)
+            .device_budget(DeviceBudget::Least)
+            .build()
+            .unwrap();
+        let mut left = Vec::new();
+        while left.last() != Some(&0) {
+            engine.pass(&mut offload, PassKind::FULL).unwrap();
+            engine.check(&[0, 1, 2, 3, 4, 5]);
+            let host = offload.report().unwrap().host;
+            left.push(host.staged_bytes);
+            assert!(left.len() < 100, "{host:?}");
+        }
+        // The pass that changes over, and what the caller submits by itself.
+        for _ in 0..3 {
+            engine.pass(&mut offload, PassKind::FULL).unwrap();
+            engine.check(&[0, 1, 2, 3, 4, 5]);
+        }
+        let host = offload.report().unwrap().host;
+        println!("left to stage after each pass: {left:?}; {host:?}");
+        assert!(mappings || host.mapped_bytes == 0, "{host:?}");
+    }
 }
