@@ -24,8 +24,12 @@ pub(crate) const HEADINGS: [&str; 9] = [
 
 /// A row of the table.
 pub(crate) fn cells(measured: &Measured) -> [String; HEADINGS.len()] {
-    let fixed = |number: Option<f64>, digits: usize| {
-        number.map_or_else(|| "-".to_owned(), |number| format!("{number:.digits$}"))
+    let fixed = |number: Option<f64>, digits: i32| {
+        // What is rounded to nothing has no sign.
+        let unit = 10f64.powi(digits);
+        let rounded = number.map(|number| (number * unit).round() / unit + 0.0);
+        let digits = digits.unsigned_abs() as usize;
+        rounded.map_or_else(|| "-".to_owned(), |number| format!("{number:.digits$}"))
     };
     let memory = &measured.memory_with_swap;
     [
