@@ -105,7 +105,8 @@ struct Row {
     over_floor: f64,
     /// Passes after the first, one by one, drained.
     later_passes_s: Vec<f64>,
-    /// Time of the calling thread in the last pass, its beginning and end included.
+    /// Time of the calling thread in the last pass, its beginning and end included; waiting for readers, too, as long as
+    /// not all is locked.
     host_us_per_visit: f64,
     peak_anonymous_bytes: u64,
     /// Of an upload and a recording on another thread, during the first pass.

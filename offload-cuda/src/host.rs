@@ -194,13 +194,12 @@ impl Locked {
         let live = &self.context.live;
         let reserved = live.reserve(piece.len()).ok_or_else(|| {
             let (used, budget) = (live.pinned_bytes(), live.pinned_budget());
-            let free_bytes = live.free_pinned_bytes();
             Refused::Short {
                 reason: format!(
                     "{} more bytes do not fit the budget for pinned memory, {used} of {budget} are used",
                     piece.len(),
                 ),
-                free_bytes,
+                free_bytes: budget.saturating_sub(used),
             }
         })?;
         // SAFETY: the piece lies within the mapping.
