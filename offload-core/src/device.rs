@@ -126,6 +126,17 @@ impl<P> Pinning<P> {
     }
 }
 
+/// A copy from pinned memory to the arena.
+#[derive(Debug)]
+pub struct PinnedUpload<'a, P> {
+    /// Where in the arena it goes, in bytes.
+    pub offset: u64,
+    /// What it comes from.
+    pub pinned: &'a P,
+    /// Which bytes of that.
+    pub source: Range<usize>,
+}
+
 /// A backend: memory, streams, events and copies.
 ///
 /// Handles belong to the device that made them. Handing one to another device is a breach of contract.
@@ -151,9 +162,10 @@ impl<P> Pinning<P> {
 /// - An arena begins at a multiple of [`PLACE_ALIGN`](crate::plan::PLACE_ALIGN) bytes on the device. One of 0 bytes is
 ///   made and dropped like any other, and uploads of 0 bytes to it succeed.
 /// - An allocation that does not fit is [`DeviceError::OutOfMemory`] and leaves everything else usable.
-/// - Within submission ([`upload_pinned`](Self::upload_pinned), [`upload_staged`](Self::upload_staged),
-///   [`decode`](Self::decode), [`record`](Self::record), [`wait`](Self::wait)) the host never waits for the device,
-///   except that a stream which runs on the caller's thread runs there.
+/// - Within submission ([`upload_pinned`](Self::upload_pinned), [`upload_all_pinned`](Self::upload_all_pinned),
+///   [`upload_staged`](Self::upload_staged), [`decode`](Self::decode), [`record`](Self::record),
+///   [`wait`](Self::wait)) the host never waits for the device, except that a stream which runs on the caller's thread
+///   runs there.
 pub trait Device: Clone + Debug + Send + Sync + 'static {
     /// An ordered queue of work. Clones name the same queue.
     type Stream: Clone + Debug + Send + Sync + 'static;
@@ -255,6 +267,30 @@ pub trait Device: Clone + Debug + Send + Sync + 'static {
         pinned: &Self::Pinned,
         source: Range<usize>,
     ) -> Result<(), DeviceError>;
+
+    /// As [`upload_pinned`](Self::upload_pinned) for each, where a device has a faster way to submit many. None writes
+    /// where another does, so their order is free. If it fails, some of them may have been submitted.
+    ///
+    /// # Errors
+    /// As [`upload_pinned`](Self::upload_pinned).
+    ///
+    /// # Panics
+    /// As [`upload_pinned`](Self::upload_pinned).
+    fn upload_all_pinned<'a>(
+        &self,
+        stream: &Self::Stream,
+        arena: &Self::Arena,
+        mut uploads: impl Iterator<Item = PinnedUpload<'a, Self::Pinned>>,
+    ) -> Result<(), DeviceError> {
+        uploads.try_for_each(|upload| {
+            let PinnedUpload {
+                offset,
+                pinned,
+                source,
+            } = upload;
+            self.upload_pinned(stream, arena, offset, pinned, source)
+        })
+    }
 
     /// Copies `source` of `staging` to `offset` of the arena.
     ///

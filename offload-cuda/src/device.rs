@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cudarc::driver::sys::CUdevice_attribute;
 use offload_core::device::{
-    DecodeTable, Device, DeviceError, DeviceMemory, Generation, Pinning, Rung,
+    DecodeTable, Device, DeviceError, DeviceMemory, Generation, PinnedUpload, Pinning, Rung,
 };
 use offload_core::host::available_bytes;
 use offload_core::plan::PLACE_ALIGN;
@@ -23,7 +23,7 @@ use offload_core::source::{Source, SourceFile};
 use parking_lot::Mutex;
 
 use crate::arena::{CudaArena, CudaView};
-use crate::driver::{Context, DeviceBuffer, Event, Kernel, Stream};
+use crate::driver::{Context, Copies, DeviceBuffer, Event, Kernel, Stream};
 use crate::host::{self, CopyError, CudaStaging, Filled, Locked, Refused};
 use crate::kernels::{self, ENTRY_POINT, GRANULE};
 use crate::probe::{self, Unavailable};
@@ -95,6 +95,34 @@ impl CudaPinned {
 
     fn bytes(&self) -> usize {
         self.parts.iter().map(|part| part.range.len()).sum()
+    }
+
+    /// Adds the copies of `source` to device memory at `to`.
+    fn gather(
+        &self,
+        copies: &mut Copies,
+        to: u64,
+        source: &Range<usize>,
+    ) -> Result<(), DeviceError> {
+        assert!(
+            source.end <= self.bytes(),
+            "contract: upload of {source:?} from {} pinned bytes",
+            self.bytes()
+        );
+        // Where the part begins in what was pinned.
+        let mut begin = 0;
+        for part in &*self.parts {
+            let end = begin + part.range.len();
+            let wanted = source.start.max(begin)..source.end.min(end);
+            if wanted.start < wanted.end {
+                let to = to + (wanted.start - source.start) as u64;
+                let shift = |at: usize| at - begin + part.range.start;
+                let from = shift(wanted.start)..shift(wanted.end);
+                part.locked.gather(copies, to, &from)?;
+            }
+            begin = end;
+        }
+        Ok(())
     }
 }
 
@@ -616,30 +644,32 @@ impl Device for CudaDevice {
         pinned: &CudaPinned,
         source: Range<usize>,
     ) -> Result<(), DeviceError> {
-        arena.check(offset, source.len());
-        assert!(
-            source.end <= pinned.bytes(),
-            "contract: upload of {source:?} from {} pinned bytes",
-            pinned.bytes()
-        );
+        let upload = PinnedUpload {
+            offset,
+            pinned,
+            source,
+        };
+        self.upload_all_pinned(stream, arena, std::iter::once(upload))
+    }
+
+    fn upload_all_pinned<'a>(
+        &self,
+        stream: &CudaStream,
+        arena: &CudaArena,
+        mut uploads: impl Iterator<Item = PinnedUpload<'a, CudaPinned>>,
+    ) -> Result<(), DeviceError> {
         self.jitter(stream)?;
-        // Where the part begins in what was pinned.
-        let mut begin = 0;
-        for part in &*pinned.parts {
-            let end = begin + part.range.len();
-            let wanted = source.start.max(begin)..source.end.min(end);
-            if wanted.start < wanted.end {
-                let to = arena.address(offset + (wanted.start - source.start) as u64);
-                let shift = |at: usize| at - begin + part.range.start;
-                let from = shift(wanted.start)..shift(wanted.end);
-                // SAFETY: the destination was checked, and the arena is freed only after everything submitted is done.
-                // Pinned memory is written by nobody in this process; that others may write to a file is between them
-                // and the reader.
-                unsafe { part.locked.upload(&stream.0, to, &from) }?;
-            }
-            begin = end;
-        }
-        Ok(())
+        let gather = |copies: &mut Copies| {
+            uploads.try_for_each(|upload| {
+                arena.check(upload.offset, upload.source.len());
+                let to = arena.address(upload.offset);
+                upload.pinned.gather(copies, to, &upload.source)
+            })
+        };
+        // SAFETY: the destinations were checked, and the arena is freed only after everything submitted is done. Each
+        // source lies in one piece, which stays locked until then. Pinned memory is written by nobody in this process;
+        // that others may write to a file is between them and the reader.
+        unsafe { stream.0.upload(gather) }
     }
 
     fn upload_staged(

@@ -20,10 +20,13 @@ use std::thread::ThreadId;
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice_attribute, CUdeviceptr, CUevent, CUevent_flags, CUfunction,
-    CUfunction_attribute, CUmodule, CUresult, CUstream, CUstream_flags,
+    CUfunction_attribute, CUmemcpyAttributes, CUmemcpySrcAccessOrder, CUmodule, CUresult, CUstream,
+    CUstream_flags,
 };
 use offload_core::device::{DeviceError, DeviceMemory};
+use parking_lot::Mutex;
 
+use crate::driver_library::{self, CopyBatch};
 use crate::live::{Count, Live, Reservation};
 
 /// The handle of the legacy default stream, which waits for all blocking streams.
@@ -81,6 +84,8 @@ pub(crate) struct Context {
     device: sys::CUdevice,
     /// What happened when the device was lost.
     lost: OnceLock<String>,
+    /// Submits many copies at once.
+    copy_batch: Option<CopyBatch>,
     pub(crate) live: Arc<Live>,
 }
 
@@ -115,12 +120,12 @@ impl Context {
         failed("cuDevicePrimaryCtxRetain", unsafe {
             sys::cuDevicePrimaryCtxRetain(&raw mut raw, device)
         })?;
-        let (lost, live) = (OnceLock::new(), Arc::new(Live::new(pinned_budget)));
         Ok(Arc::new(Self {
             raw,
             device,
-            lost,
-            live,
+            lost: OnceLock::new(),
+            copy_batch: driver_library::copy_batch(),
+            live: Arc::new(Live::new(pinned_budget)),
         }))
     }
 
@@ -214,10 +219,35 @@ impl fmt::Debug for Context {
     }
 }
 
+/// Copies from host to device memory, gathered to be submitted together, in any order.
+#[derive(Debug, Default)]
+pub(crate) struct Copies {
+    // Side by side, as the driver takes them.
+    to: Vec<CUdeviceptr>,
+    from: Vec<CUdeviceptr>,
+    bytes: Vec<usize>,
+}
+
+impl Copies {
+    pub(crate) fn push(&mut self, to: CUdeviceptr, from: *const u8, bytes: usize) {
+        self.to.push(to);
+        self.from.push(from as CUdeviceptr);
+        self.bytes.push(bytes);
+    }
+
+    fn clear(&mut self) {
+        self.to.clear();
+        self.from.clear();
+        self.bytes.clear();
+    }
+}
+
 /// A stream that was made here, or an engine's.
 pub(crate) struct Stream {
     context: Arc<Context>,
     raw: CUstream,
+    /// Empty but for its memory, between uploads.
+    copies: Mutex<Copies>,
     /// Destroyed when dropped; `None` for an engine's.
     owned: Option<Count>,
     /// The one thread that a per-thread default stream belongs to.
@@ -245,6 +275,7 @@ impl Stream {
             owned: Some(Count::new(&context.live)),
             context: Arc::clone(context),
             raw,
+            copies: Mutex::default(),
             thread: None,
             _keeper: None,
         })
@@ -262,6 +293,7 @@ impl Stream {
         Self {
             context: Arc::clone(context),
             raw,
+            copies: Mutex::default(),
             owned: None,
             thread: per_thread.then(|| std::thread::current().id()),
             _keeper: keeper,
@@ -291,20 +323,73 @@ impl Stream {
         })
     }
 
-    /// Copies from host to device memory.
+    /// Submits the copies that `gather` adds, in one call where the driver can. If it fails, some may be under way.
     ///
     /// # Safety
-    /// `from` is readable for `bytes` and page-locked as one range, `to` is device memory of as many bytes, and both
-    /// stay so until the stream is past this point. Nobody writes to `from` until then.
+    /// Of each copy: the source is readable and page-locked as one range, the destination is device memory, both of as
+    /// many bytes, and both stay so until the stream is past this point. Nobody writes to the source until then, and no
+    /// other copy to the destination.
     pub(crate) unsafe fn upload(
         &self,
-        to: CUdeviceptr,
-        from: *const c_void,
-        bytes: usize,
+        gather: impl FnOnce(&mut Copies) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
-        self.context.submit("cuMemcpyHtoDAsync", self, || {
-            // SAFETY: what this function asks for.
-            unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, bytes, self.raw()) }
+        let copies = &mut *self.copies.lock();
+        copies.clear();
+        gather(copies)?;
+        match self.context.copy_batch {
+            // Batches are not for the default streams.
+            Some(batch) if copies.to.len() > 1 && !self.is_default() => {
+                // SAFETY: what this function asks for.
+                unsafe { self.upload_batch(batch, copies) }
+            }
+            _ => {
+                let copies = copies.to.iter().zip(&copies.from).zip(&copies.bytes);
+                for ((&to, &from), &bytes) in copies {
+                    self.context.submit("cuMemcpyHtoDAsync", self, || {
+                        let from = from as *const c_void;
+                        // SAFETY: what this function asks for.
+                        unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, bytes, self.raw()) }
+                    })?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`upload`](Self::upload).
+    unsafe fn upload_batch(
+        &self,
+        batch: CopyBatch,
+        copies: &mut Copies,
+    ) -> Result<(), DeviceError> {
+        // SAFETY: plain numbers. Zero are the hints where memory lies, which is told by its addresses, and no flags.
+        let mut attributes: CUmemcpyAttributes = unsafe { std::mem::zeroed() };
+        attributes.srcAccessOrder = CUmemcpySrcAccessOrder::CU_MEMCPY_SRC_ACCESS_ORDER_STREAM;
+        let attributes = &raw mut attributes;
+        // From which copy on the attributes hold.
+        let (mut first, mut failed) = (0, 0);
+        let (first, failed) = (&raw mut first, &raw mut failed);
+        let count = copies.to.len();
+        let to = copies.to.as_mut_ptr();
+        let from = copies.from.as_mut_ptr();
+        let bytes = copies.bytes.as_mut_ptr();
+        self.context.submit("cuMemcpyBatchAsync", self, || {
+            // SAFETY: three lists of `count` and one attribute, which are read before the call returns; it writes to
+            // `failed`, which lives. The copies are as `upload` asks for, and ordered with the stream.
+            unsafe {
+                batch(
+                    to,
+                    from,
+                    bytes,
+                    count,
+                    attributes,
+                    first,
+                    1,
+                    failed,
+                    self.raw(),
+                )
+            }
         })
     }
 

@@ -29,7 +29,7 @@ use offload_core::device::DeviceError;
 use offload_core::source::{SourceError, SourceFile};
 use parking_lot::Mutex;
 
-use crate::driver::{Context, Event, Registration, Stream, insist};
+use crate::driver::{Context, Copies, Event, Registration, Stream, insist};
 use crate::live::Count;
 
 /// Bytes between cuts of anonymous memory. Below 2 GiB, which some drivers cannot register at once.
@@ -238,14 +238,11 @@ impl Locked {
         range
     }
 
-    /// Copies `range`, which is locked, to the device.
-    ///
-    /// # Safety
-    /// Until the stream is past this point `to` is device memory of as many bytes and nobody writes to the range. The
-    /// memory itself stays: `drop` waits for the device.
-    pub(crate) unsafe fn upload(
+    /// Adds the copies of `range`, which is locked, to device memory at `to`: each from one piece. The memory itself stays
+    /// until they are done: `drop` waits for the device.
+    pub(crate) fn gather(
         &self,
-        stream: &Stream,
+        copies: &mut Copies,
         to: u64,
         range: &Range<usize>,
     ) -> Result<(), DeviceError> {
@@ -266,9 +263,7 @@ impl Locked {
             }
             // SAFETY: within the mapping.
             let from = unsafe { self.map().as_ptr().add(at) };
-            let offset = (at - range.start) as u64;
-            // SAFETY: one piece, locked as a whole; the rest is what this function asks for.
-            unsafe { stream.upload(to + offset, from.cast(), end - at) }?;
+            copies.push(to + (at - range.start) as u64, from, end - at);
             at = end;
         }
         Ok(())
@@ -561,8 +556,9 @@ impl CudaStaging {
             // The event has one recording for all copies, whatever their streams.
             self.copied.hold(stream, generation)?;
         }
-        // SAFETY: nobody writes to the buffer before `bytes_mut` has waited for the copy; the rest is asked for.
-        let submitted = unsafe { self.locked.upload(stream, to, source) };
+        // SAFETY: the buffer is locked as a whole, and nobody writes to it before `bytes_mut` has waited for the copy; the
+        // rest is asked for.
+        let submitted = unsafe { stream.upload(|copies| self.locked.gather(copies, to, source)) };
         // Part of it may be under way even if it failed.
         match self.copied.record(stream) {
             Ok(generation) => self.pending = Some(generation),

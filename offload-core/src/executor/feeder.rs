@@ -278,7 +278,7 @@ impl<D: Device> Feed<'_, D> {
                 return Ok(false);
             }
             self.begin(job, progress)?;
-            transfer.upload_pinned(job, upload)?;
+            transfer.upload_pinned(job, std::slice::from_ref(upload))?;
             progress.uploads += 1;
         }
         self.begin(job, progress)?;

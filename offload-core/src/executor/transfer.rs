@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::device::{Device, DeviceError, Generation};
+use crate::device::{Device, DeviceError, Generation, PinnedUpload};
 use crate::executor::error::OffloadError;
 use crate::executor::program::{KindProgram, PartProgram, UploadStep, VisitProgram};
 use crate::plan::{Dependency, PassRef, Stage};
@@ -502,16 +502,23 @@ impl<D: Device> Transfer<D> {
         Ok(())
     }
 
-    /// Submits an upload of `job` that is pinned.
+    /// Submits uploads of `job` that are pinned.
     pub(super) fn upload_pinned(
         &self,
         job: &Job<D>,
-        upload: &UploadStep<D>,
+        uploads: &[UploadStep<D>],
     ) -> Result<(), DeviceError> {
-        let pinned = (upload.pinned.get()).expect("what is not staged is pinned");
-        let (arena, bytes) = (&job.loaded.arena, upload.bytes());
+        let mut bytes = 0;
+        let uploads = uploads.iter().map(|upload| {
+            bytes += upload.bytes();
+            PinnedUpload {
+                offset: upload.offset,
+                pinned: (upload.pinned.get()).expect("what is not staged is pinned"),
+                source: 0..upload.bytes(),
+            }
+        });
         self.device
-            .upload_pinned(&self.upload, arena, upload.offset, pinned, 0..bytes)?;
+            .upload_all_pinned(&self.upload, &job.loaded.arena, uploads)?;
         self.count(job, bytes);
         Ok(())
     }
@@ -628,9 +635,7 @@ impl<D: Device> Transfer<D> {
             return self.decode(&self.decode, job.turn(), of, &job.loaded);
         }
         self.begin_upload(job)?;
-        for upload in self.visit_program(job).uploads_of(job.part) {
-            self.upload_pinned(job, upload)?;
-        }
+        self.upload_pinned(job, self.visit_program(job).uploads_of(job.part))?;
         self.end_upload(job)
     }
 

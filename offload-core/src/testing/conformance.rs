@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::decode::{self, Float};
-use crate::device::{DecodeEntry, DecodeTable, Device, DeviceError, Generation};
+use crate::device::{DecodeEntry, DecodeTable, Device, DeviceError, Generation, PinnedUpload};
 use crate::encoding::Encoding;
 use crate::plan::{PLACE_ALIGN, Place};
 use crate::source::Source;
@@ -263,6 +263,19 @@ fn uploads_write_their_destination_only<H: Harness>(harness: &H) {
                 .expect("submitted");
             let read = harness.read(&stream, &arena, 0..8192);
             assert_eq!(read, expected, "{len} pinned bytes at {offset}");
+            // The same in three, one of them empty as often as not.
+            upload(harness, &stream, &arena, 0, &[0xEE; 8192]);
+            let cuts = [0, len / 3, len - len / 2, len];
+            let uploads = cuts.windows(2).map(|cut| PinnedUpload {
+                offset: offset + cut[0] as u64,
+                pinned: &pinned,
+                source: cut[0]..cut[1],
+            });
+            device
+                .upload_all_pinned(&stream, &arena, uploads)
+                .expect("submitted");
+            let read = harness.read(&stream, &arena, 0..8192);
+            assert_eq!(read, expected, "{len} pinned bytes at {offset}, in three");
         }
     }
 }

@@ -1,6 +1,7 @@
-//! The few functions of the driver library that a probe calls, looked up by name.
+//! The few functions of the driver library that are looked up by name: those that a probe calls, and those that a driver
+//! need not have.
 //!
-//! Prototypes are those of `cuda.h`, <https://docs.nvidia.com/cuda/cuda-driver-api/>. Nothing here needs cudarc, whose
+//! Prototypes are those of `cuda.h`, <https://docs.nvidia.com/cuda/cuda-driver-api/>. Nothing here calls cudarc, whose
 //! look-ups panic.
 
 #![expect(
@@ -11,6 +12,7 @@
 use std::ffi::{OsStr, c_char, c_int, c_uint};
 use std::mem::ManuallyDrop;
 
+use cudarc::driver::sys::{CUdeviceptr, CUmemcpyAttributes, CUresult, CUstream};
 use libloading::Library;
 
 use crate::probe::{
@@ -38,6 +40,19 @@ type GetName = unsafe extern "system" fn(*mut c_char, c_int, c_int) -> c_int;
 type GetTotal = unsafe extern "system" fn(*mut usize, c_int) -> c_int;
 type GetAttribute = unsafe extern "system" fn(*mut c_int, c_int, c_int) -> c_int;
 
+/// `cuMemcpyBatchAsync`, as CUDA 12.8 has it; later ones keep it under this name.
+pub(crate) type CopyBatch = unsafe extern "system" fn(
+    *mut CUdeviceptr,
+    *mut CUdeviceptr,
+    *mut usize,
+    usize,
+    *mut CUmemcpyAttributes,
+    *mut usize,
+    usize,
+    *mut usize,
+    CUstream,
+) -> CUresult;
+
 /// Addresses of functions in a library that is never closed.
 struct Functions {
     init: Init,
@@ -54,6 +69,15 @@ pub(crate) fn probe_system() -> Result<Driver, Unavailable> {
     // SAFETY: what the system finds under this name is its CUDA driver, whose functions have `cuda.h`'s prototypes. An
     // administrator who puts something else there has the same power over every other program.
     unsafe { probe_library(OsStr::new(LIBRARY)) }
+}
+
+/// The function of this system's driver that submits many copies at once, if it has it.
+pub(crate) fn copy_batch() -> Option<CopyBatch> {
+    // SAFETY: as in `probe_system`.
+    let library = ManuallyDrop::new(unsafe { Library::new(LIBRARY) }.ok()?);
+    // SAFETY: `CopyBatch` is its prototype, and the library is never closed.
+    let found = unsafe { library.get::<CopyBatch>(b"cuMemcpyBatchAsync\0") }.ok()?;
+    Some(*found)
 }
 
 /// Probes the driver library at `path`.

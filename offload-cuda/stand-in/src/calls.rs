@@ -77,6 +77,75 @@ fn is(right: bool, code: Code) -> Result<(), Code> {
     right.then_some(()).ok_or(code)
 }
 
+/// A copy to the device.
+struct Upload {
+    source: memory::Use,
+    destination: memory::Use,
+    to: usize,
+    bytes: usize,
+}
+
+impl Upload {
+    fn new(to: u64, from: usize, bytes: usize) -> Result<Self, Code> {
+        Ok(Self {
+            source: memory::host(from, bytes).ok_or(code::INVALID_VALUE)?,
+            destination: memory::device(to, bytes).ok_or(code::INVALID_VALUE)?,
+            to: to as usize,
+            bytes,
+        })
+    }
+
+    fn submit(self, on: &stream::Stream) {
+        let Self {
+            source,
+            destination,
+            to,
+            bytes,
+        } = self;
+        let work: Work = if bytes > CPU_COPY {
+            // As numbers: pointers do not go to other threads by themselves.
+            let from = source.pointer() as usize;
+            Work::Device(Box::new(move || {
+                // SAFETY: the stream keeps both in use until this returns; to order it with what others do there is the
+                // caller's part.
+                unsafe { ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+                Ok(())
+            }))
+        } else {
+            if source.is_read_only() {
+                breach(&format!(
+                    "{bytes} bytes of memory locked for reading are copied: the CPU would"
+                ));
+            }
+            let mut captured = vec![0u8; bytes];
+            // SAFETY: registered, so mapped, and in use until this returns.
+            unsafe { ptr::copy_nonoverlapping(source.pointer(), captured.as_mut_ptr(), bytes) };
+            Work::Device(Box::new(move || {
+                // SAFETY: the stream keeps the destination in use until this returns.
+                unsafe { ptr::copy_nonoverlapping(captured.as_ptr(), to as *mut u8, bytes) };
+                Ok(())
+            }))
+        };
+        // The source is in use until then for those who see only the stream.
+        on.submit(work, vec![source, destination]);
+    }
+}
+
+/// `CUmemcpyAttributes`.
+#[repr(C)]
+pub(crate) struct CopyAttributes {
+    source_order: c_int,
+    /// Type and number of where source and destination lie, each.
+    hints: [c_int; 4],
+    flags: c_uint,
+}
+
+/// `CU_MEMCPY_SRC_ACCESS_ORDER_STREAM`
+const STREAM_ORDER: c_int = 1;
+
+/// `CU_STREAM_PER_THREAD`, the last of the default streams' handles.
+const PER_THREAD_STREAM: usize = 2;
+
 /// # Safety
 /// `to` is null or may be written.
 unsafe fn set<T>(to: *mut T, value: T) -> Result<(), Code> {
@@ -211,34 +280,43 @@ calls! {
     cuMemcpyHtoDAsync_v2, "cuMemcpyHtoDAsync": fn(to: u64, from: *const c_void, bytes: usize, on: usize) {
         in_context()?;
         let on = stream::get(on)?;
-        let source = memory::host(from as usize, bytes).ok_or(code::INVALID_VALUE)?;
-        let destination = memory::device(to, bytes).ok_or(code::INVALID_VALUE)?;
-        if bytes > CPU_COPY {
-            // As numbers: pointers do not go to other threads by themselves.
-            let (from, to) = (source.pointer() as usize, to as usize);
-            let copy = move || {
-                // SAFETY: the stream keeps both in use until this returns; to order it with what others do there is the
-                // caller's part.
-                unsafe { ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
-                Ok(())
-            };
-            on.submit(Work::Device(Box::new(copy)), vec![source, destination]);
-            return Ok(());
+        Upload::new(to, from as usize, bytes)?.submit(&on);
+        Ok(())
+    }
+
+    cuMemcpyBatchAsync, "cuMemcpyBatchAsync": fn(to: *const u64, from: *const u64, bytes: *const usize, count: usize,
+        attributes: *const CopyAttributes, first: *const usize, attribute_count: usize, failed: *mut usize, on: usize) {
+        in_context()?;
+        is(on > PER_THREAD_STREAM, code::INVALID_VALUE)?;
+        let on = stream::get(on)?;
+        is(count > 0 && attribute_count == 1, code::INVALID_VALUE)?;
+        // SAFETY: one attribute, the caller's.
+        let attributes = unsafe { &*attributes };
+        // SAFETY: where it begins, the caller's.
+        let first = unsafe { *first };
+        let known = attributes.source_order == STREAM_ORDER && attributes.flags == 0 && first == 0;
+        is(known, code::INVALID_VALUE)?;
+        // SAFETY: as many as `count`, the caller's.
+        let to = unsafe { std::slice::from_raw_parts(to, count) };
+        // SAFETY: likewise.
+        let from = unsafe { std::slice::from_raw_parts(from, count) };
+        // SAFETY: likewise.
+        let bytes = unsafe { std::slice::from_raw_parts(bytes, count) };
+        let mut uploads = Vec::new();
+        for index in 0..count {
+            match Upload::new(to[index], from[index] as usize, bytes[index]) {
+                Ok(upload) => uploads.push(upload),
+                Err(error) => {
+                    // SAFETY: the caller's.
+                    unsafe { set(failed, index) }?;
+                    return Err(error);
+                }
+            }
         }
-        if source.is_read_only() {
-            breach(&format!("{bytes} bytes of memory locked for reading are copied: the CPU would"));
+        // A batch promises no order.
+        for upload in uploads.into_iter().rev() {
+            upload.submit(&on);
         }
-        let mut captured = vec![0u8; bytes];
-        // SAFETY: registered, so mapped, and in use until this returns.
-        unsafe { ptr::copy_nonoverlapping(source.pointer(), captured.as_mut_ptr(), bytes) };
-        let to = to as usize;
-        let copy = move || {
-            // SAFETY: the stream keeps the destination in use until this returns.
-            unsafe { ptr::copy_nonoverlapping(captured.as_ptr(), to as *mut u8, bytes) };
-            Ok(())
-        };
-        // The source is in use until then for those who see only the stream.
-        on.submit(Work::Device(Box::new(copy)), vec![source, destination]);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cudarc::driver::sys::{self, CUevent, CUresult, CUstream};
 
-use crate::driver;
+use crate::driver::{self, StandIn};
 
 const OK: CUresult = CUresult::CUDA_SUCCESS;
 
@@ -59,6 +59,44 @@ fn host_memory(bytes: usize) -> *mut c_void {
     Box::leak(Box::new(memory)).as_mut_ptr().cast()
 }
 
+/// `cuMemcpyBatchAsync` as CUDA 12.8 has it, whatever version the bindings are of.
+type Batch = unsafe extern "C" fn(
+    *mut u64,
+    *mut u64,
+    *mut usize,
+    usize,
+    *mut sys::CUmemcpyAttributes,
+    *mut usize,
+    usize,
+    *mut usize,
+    CUstream,
+) -> CUresult;
+
+/// Makes one call for several copies from host to device memory.
+fn batch(driver: &StandIn, copies: &[(u64, *mut c_void, usize)], stream: CUstream) -> CUresult {
+    let mut to: Vec<_> = copies.iter().map(|copy| copy.0).collect();
+    let mut from: Vec<_> = copies.iter().map(|copy| copy.1 as u64).collect();
+    let mut bytes: Vec<_> = copies.iter().map(|copy| copy.2).collect();
+    // SAFETY: numbers.
+    let mut attributes: sys::CUmemcpyAttributes = unsafe { std::mem::zeroed() };
+    attributes.srcAccessOrder = sys::CUmemcpySrcAccessOrder::CU_MEMCPY_SRC_ACCESS_ORDER_STREAM;
+    let (mut first, mut failed) = (0, 0);
+    // SAFETY: lists of as many as are told, and locals that live.
+    unsafe {
+        driver.get::<Batch>("cuMemcpyBatchAsync")(
+            to.as_mut_ptr(),
+            from.as_mut_ptr(),
+            bytes.as_mut_ptr(),
+            copies.len(),
+            &raw mut attributes,
+            &raw mut first,
+            1,
+            &raw mut failed,
+            stream,
+        )
+    }
+}
+
 fn register(memory: *mut c_void, bytes: usize, flags: u32) -> CUresult {
     call!(cuMemHostRegister_v2(memory, bytes, flags))
 }
@@ -91,7 +129,7 @@ fn copying() -> (CUstream, u64, *mut c_void) {
 
 #[test]
 fn copies_and_registrations_are_refused_as_a_driver_does() {
-    driver::alone(|_| {
+    driver::alone(|driver| {
         let mut free = 0;
         let no_context = call!(cuMemAlloc_v2(&raw mut free, 1));
         assert_eq!(no_context, CUresult::CUDA_ERROR_INVALID_CONTEXT);
@@ -115,6 +153,14 @@ fn copies_and_registrations_are_refused_as_a_driver_does() {
             stream
         ));
         assert_eq!(past, invalid);
+        // Several at once as one by one.
+        let both = [(to, from, half), (to + half as u64, second, half)];
+        assert_eq!(batch(driver, &both, stream), OK);
+        let across = [(to, from, 1), (to + 1, from, half + 1)];
+        assert_eq!(batch(driver, &across, stream), invalid);
+        assert_eq!(batch(driver, &[], stream), invalid);
+        let per_thread = ptr::without_provenance_mut(2);
+        assert_eq!(batch(driver, &both, per_thread), invalid);
         // A page of the first again.
         assert_eq!(
             register(from.wrapping_byte_add(100), 100, 0),

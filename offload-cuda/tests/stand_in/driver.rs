@@ -129,8 +129,9 @@ impl StandIn {
         Self(unsafe { Library::new(path) }.unwrap())
     }
 
-    fn get<F: Copy>(&self, symbol: &str) -> F {
-        // SAFETY: the callers below name functions of the stand-in with their own types.
+    /// A function of the stand-in.
+    pub(crate) fn get<F: Copy>(&self, symbol: &str) -> F {
+        // SAFETY: callers name functions of the stand-in with their own types.
         *unsafe { self.0.get::<F>(symbol) }.unwrap()
     }
 
@@ -197,7 +198,7 @@ impl StandIn {
 }
 
 /// Every call that the device makes, but those that tell of errors.
-pub(crate) const CALLS: [&str; 35] = [
+pub(crate) const CALLS: [&str; 36] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -215,6 +216,7 @@ pub(crate) const CALLS: [&str; 35] = [
     "cuMemHostRegister",
     "cuMemHostUnregister",
     "cuMemcpyHtoDAsync",
+    "cuMemcpyBatchAsync",
     "cuMemcpyDtoHAsync",
     "cuMemcpyDtoDAsync",
     "cuMemsetD8Async",

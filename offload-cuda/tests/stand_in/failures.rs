@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use offload_core::device::{DecodeEntry, DecodeTable, Device};
+use offload_core::device::{DecodeEntry, DecodeTable, Device, PinnedUpload};
 use offload_core::encoding::Encoding;
 use offload_core::executor::{DeviceBudget, Offload};
 use offload_core::model::{Model, PassKind};
@@ -32,8 +32,13 @@ fn everything(model: &Model) -> Result<(), String> {
     let arena = device.allocate_arena(1 << 18).map_err(text)?;
     let source = Source::from(bytes);
     let whole = device.pin(&source).map_err(text)?.pinned().expect("pinned");
+    let half = |from: usize| PinnedUpload {
+        offset: from as u64,
+        pinned: &whole,
+        source: from..from + (1 << 16),
+    };
     device
-        .upload_pinned(&stream, &arena, 0, &whole, 0..1 << 17)
+        .upload_all_pinned(&stream, &arena, [half(0), half(1 << 16)].into_iter())
         .map_err(text)?;
     let (from, to) = (
         device.view(&arena, 0..1 << 17),
@@ -162,12 +167,12 @@ fn lose(driver: &StandIn, name: &str, later: bool) {
 
 #[test]
 fn a_call_that_loses_the_device_is_the_last_word() {
-    driver::alone(|driver| lose(driver, "cuMemcpyHtoDAsync", false));
+    driver::alone(|driver| lose(driver, "cuMemcpyBatchAsync", false));
 }
 
 #[test]
 fn a_copy_that_loses_the_device_is_the_last_word() {
-    driver::alone(|driver| lose(driver, "cuMemcpyHtoDAsync", true));
+    driver::alone(|driver| lose(driver, "cuMemcpyBatchAsync", true));
 }
 
 #[test]

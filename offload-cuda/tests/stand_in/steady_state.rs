@@ -56,6 +56,7 @@ fn a_visit_from_pinned_memory_submits_and_no_more() {
             let submits = [
                 "cuCtxSetCurrent",
                 "cuMemcpyHtoDAsync",
+                "cuMemcpyBatchAsync",
                 "cuLaunchKernel",
                 "cuEventRecord",
                 "cuStreamWaitEvent",
@@ -63,7 +64,7 @@ fn a_visit_from_pinned_memory_submits_and_no_more() {
             assert!(count == 0 || submits.contains(name), "{count} x {name}");
         }
         let streamed = offload.plan().kinds[0].wire_bytes_per_pass;
-        let uploads = made("cuMemcpyHtoDAsync");
+        let uploads = made("cuMemcpyHtoDAsync") + made("cuMemcpyBatchAsync");
         assert!(
             uploads > 0 && uploads <= visits,
             "{streamed} bytes, {uploads} uploads"
