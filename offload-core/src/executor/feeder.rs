@@ -7,7 +7,7 @@
 //! A job is the upload or the decode of one part of a visit. The feeder cuts uploads that are not pinned into chunks of a
 //! staging buffer and keeps all buffers reading ahead, over job boundaries; it submits chunks, and what needs no buffer, in
 //! order. Reads are bounded by the number of buffers and jobs by the visits of two passes, so a slow device slows the
-//! readers. While the next chunk is not read yet, or there is no job, it has sources pinned.
+//! readers. In turns with that it has sources pinned.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -170,24 +170,17 @@ impl<D: Device> Feed<'_, D> {
             };
             self.read_ahead();
             self.submit_ready();
-            let waits = !self.chunks.is_empty();
-            if waits && self.readers.is_next_filled() {
-                self.finish_chunk();
-                continue;
-            }
             let asked = match closed {
                 true => Asked::Nothing,
                 false => self.pin_next(),
             };
-            if asked == Asked::One {
-                continue; // others may have come meanwhile
-            }
-            if waits {
+            let waits = !self.chunks.is_empty();
+            if waits && (asked != Asked::One || self.readers.is_next_filled()) {
                 self.finish_chunk();
-            } else if self.queue.is_empty() {
+            } else if self.queue.is_empty() && asked != Asked::One {
                 let message = match asked {
                     Asked::After(rest) => self.inbox.recv_timeout(rest),
-                    Asked::One | Asked::Nothing => self.inbox.recv().map_err(RecvError::into),
+                    _ => self.inbox.recv().map_err(RecvError::into),
                 };
                 match message {
                     Ok(message) => self.push(message),
@@ -273,13 +266,15 @@ impl<D: Device> Feed<'_, D> {
             return Ok(true);
         }
         let uploads = transfer.visit_program(job).uploads_of(job.part);
-        for upload in &uploads[progress.uploads..] {
-            if self.is_being_read(progress.uploads) || !upload.is_pinned() {
-                return Ok(false);
-            }
+        let left = &uploads[progress.uploads..self.being_read().unwrap_or(uploads.len())];
+        let pinned = left.iter().take_while(|upload| upload.is_pinned()).count();
+        if pinned > 0 {
             self.begin(job, progress)?;
-            transfer.upload_pinned(job, std::slice::from_ref(upload))?;
-            progress.uploads += 1;
+            transfer.upload_pinned(job, &left[..pinned])?;
+            progress.uploads += pinned;
+        }
+        if progress.uploads < uploads.len() {
+            return Ok(false);
         }
         self.begin(job, progress)?;
         transfer.end_upload(job)?;
@@ -295,13 +290,19 @@ impl<D: Device> Feed<'_, D> {
         Ok(())
     }
 
-    /// Whether some of an upload of the job in front is read, which comes next.
-    fn is_being_read(&self, upload: usize) -> bool {
+    /// The first upload of the job in front of which some is read.
+    fn being_read(&self) -> Option<usize> {
         // Older ones are of jobs that were given up, or submitted.
-        let oldest = self.chunks.iter().find(|chunk| chunk.message >= self.front);
-        oldest.is_some_and(|chunk| (chunk.message, chunk.upload) == (self.front, upload))
-            || (self.reading.message, self.reading.upload) == (self.front, upload)
-                && self.reading.byte > 0
+        let chunk = self.chunks.iter().find(|chunk| chunk.message >= self.front);
+        let oldest = chunk.map(|chunk| (chunk.message, chunk.upload));
+        let Reading {
+            message,
+            upload,
+            byte,
+        } = self.reading;
+        let begun = (byte > 0).then_some((message, upload));
+        let (message, upload) = oldest.or(begun)?;
+        (message == self.front).then_some(upload)
     }
 
     /// Whether the job is of the current epoch, and depends on nothing that failed. Once false it stays so.
