@@ -374,6 +374,8 @@ impl Stream {
         let to = copies.to.as_mut_ptr();
         let from = copies.from.as_mut_ptr();
         let bytes = copies.bytes.as_mut_ptr();
+        // Unlike other submissions it is refused, as invalid, on a thread that has no context.
+        self.context.enter()?;
         self.context.submit("cuMemcpyBatchAsync", self, || {
             // SAFETY: three lists of `count` and one attribute, which are read before the call returns; it writes to
             // `failed`, which lives. The copies are as `upload` asks for, and ordered with the stream.

@@ -286,7 +286,7 @@ calls! {
 
     cuMemcpyBatchAsync, "cuMemcpyBatchAsync": fn(to: *const u64, from: *const u64, bytes: *const usize, count: usize,
         attributes: *const CopyAttributes, first: *const usize, attribute_count: usize, failed: *mut usize, on: usize) {
-        in_context()?;
+        in_context().map_err(|_| code::INVALID_VALUE)?;
         is(on > PER_THREAD_STREAM, code::INVALID_VALUE)?;
         let on = stream::get(on)?;
         is(count > 0 && attribute_count == 1, code::INVALID_VALUE)?;
