@@ -133,7 +133,7 @@ fn the_per_thread_stream_of_another_thread_is_a_breach() {
     assert!(elsewhere, "it panics on another thread");
 }
 
-/// Uploads two halves of pinned memory in one call, crosswise, and reads them back.
+/// Uploads two halves of pinned memory in one call, crosswise, after a call that panics, and reads them back.
 fn upload_two(device: &CudaDevice, stream: &CudaStream) {
     const HALF: usize = 1 << 17;
     let fill = |bytes: &mut [u8]| {
@@ -142,26 +142,30 @@ fn upload_two(device: &CudaDevice, stream: &CudaStream) {
     };
     let source = Source::from(device.allocate_pinned(2 * HALF, fill).unwrap());
     let pinned = device.pin(&source).unwrap().pinned().unwrap();
-    let arena = device.allocate_arena(2 * HALF as u64).unwrap();
-    let upload = |from: usize| PinnedUpload {
-        offset: (HALF - from) as u64,
+    let arena = device.allocate_arena(3 * HALF as u64).unwrap();
+    let upload = |to: usize, from: usize| PinnedUpload {
+        offset: (to * HALF) as u64,
         pinned: &pinned,
-        source: from..from + HALF,
+        source: from * HALF..(from + 1) * HALF,
     };
+    let before = std::iter::once(upload(2, 1));
+    device.upload_all_pinned(stream, &arena, before).unwrap();
     let given_up = catch_unwind(AssertUnwindSafe(|| {
-        let uploads = [0, 1].into_iter().map(|index| {
+        let uploads = (0..2).map(|index| {
             assert!(index == 0, "there is no second");
-            upload(0)
+            upload(2, 0)
         });
         device.upload_all_pinned(stream, &arena, uploads)
     }));
     assert!(given_up.is_err());
-    // What was gathered before that is not submitted, now or later.
-    let uploads = [0, HALF].map(upload).into_iter();
+    // What was gathered by then is not submitted by the next call.
+    let uploads = [upload(0, 1), upload(1, 0)].into_iter();
     device.upload_all_pinned(stream, &arena, uploads).unwrap();
-    let read = (device.read(stream, &device.view(&arena, 0..2 * HALF as u64))).unwrap();
-    assert!(read[..HALF].iter().all(|byte| *byte == 2));
-    assert!(read[HALF..].iter().all(|byte| *byte == 1));
+    let view = device.view(&arena, 0..3 * HALF as u64);
+    let read = device.read(stream, &view).unwrap();
+    for (piece, byte) in read.chunks(HALF).zip([2, 1, 2]) {
+        assert!(piece.iter().all(|read| *read == byte), "{byte}");
+    }
 }
 
 #[test]
