@@ -668,7 +668,8 @@ impl Device for CudaDevice {
         };
         // SAFETY: the destinations were checked, and the arena is freed only after everything submitted is done. Each
         // source lies in one piece, which stays locked until then. Pinned memory is written by nobody in this process;
-        // that others may write to a file is between them and the reader.
+        // that others may write to a file is between them and the reader. That destinations are clear of one another is
+        // the caller's part; else what lies there is either's, within the arena.
         unsafe { stream.0.upload(gather) }
     }
 

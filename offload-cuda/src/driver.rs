@@ -246,7 +246,7 @@ impl Copies {
 pub(crate) struct Stream {
     context: Arc<Context>,
     raw: CUstream,
-    /// Empty but for its memory, between uploads.
+    /// What was uploaded last, kept for the memory of its lists.
     copies: Mutex<Copies>,
     /// Destroyed when dropped; `None` for an engine's.
     owned: Option<Count>,
@@ -327,8 +327,8 @@ impl Stream {
     ///
     /// # Safety
     /// Of each copy: the source is readable and page-locked as one range, the destination is device memory, both of as
-    /// many bytes, and both stay so until the stream is past this point. Nobody writes to the source until then, and no
-    /// other copy to the destination.
+    /// many bytes, and both stay so until the stream is past this point. Nobody writes to the source until then. None of
+    /// the copies writes where another does.
     pub(crate) unsafe fn upload(
         &self,
         gather: impl FnOnce(&mut Copies) -> Result<(), DeviceError>,
@@ -363,7 +363,8 @@ impl Stream {
         batch: CopyBatch,
         copies: &mut Copies,
     ) -> Result<(), DeviceError> {
-        // SAFETY: plain numbers. Zero are the hints where memory lies, which is told by its addresses, and no flags.
+        // SAFETY: numbers, and enumerations of which zero is a variant. Zero are the hints where memory lies, which is told
+        // by its addresses, and no flags.
         let mut attributes: CUmemcpyAttributes = unsafe { std::mem::zeroed() };
         attributes.srcAccessOrder = CUmemcpySrcAccessOrder::CU_MEMCPY_SRC_ACCESS_ORDER_STREAM;
         let attributes = &raw mut attributes;

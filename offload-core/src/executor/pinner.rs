@@ -2,10 +2,10 @@
 //!
 //! The feeder asks and waits: while memory is being locked, drivers let other calls of the process wait, for hundreds
 //! of milliseconds if locking goes on and on, so locking and submitting take turns. Neither is as fast as the wire, and
-//! together they are faster: two thirds of the time the feeder has pieces pinned that are not being read, the next one
-//! first. The device copies meanwhile what was submitted before, and the readers read. What cannot be pinned yet, because
-//! it is not in the page cache, is staged and asked for again in the next pass. Once all is pinned the caller submits by
-//! itself. Small pieces and rests between them keep the driver open to others.
+//! together they are faster: for up to two thirds of the time the feeder has pieces pinned, the next one that is not being
+//! read first. The device copies meanwhile what was submitted before, and the readers read. What cannot be pinned yet,
+//! because it is not in the page cache, is staged and asked for again in the next pass. Once all is pinned the caller
+//! submits by itself. Small pieces and rests between them keep the driver open to others.
 //!
 //! Copies to pinned memory are another matter: they take longer than staging and make few calls of the driver. When an
 //! answer is a copy the feeder stages the rest, and the thread copies it meanwhile, last visits first.

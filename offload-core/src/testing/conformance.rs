@@ -263,7 +263,7 @@ fn uploads_write_their_destination_only<H: Harness>(harness: &H) {
                 .expect("submitted");
             let read = harness.read(&stream, &arena, 0..8192);
             assert_eq!(read, expected, "{len} pinned bytes at {offset}");
-            // The same in three, one of them empty as often as not.
+            // The same in three, some of which are empty where bytes are few.
             upload(harness, &stream, &arena, 0, &[0xEE; 8192]);
             let cuts = [0, len / 3, len - len / 2, len];
             let uploads = cuts.windows(2).map(|cut| PinnedUpload {

@@ -16,6 +16,8 @@ use offload_core::swappable::{Swappable, TensorSpec};
 use offload_core::testing::toy::{self, ToyBlock};
 use offload_core::testing::{Call, Faults, Observed, Observer, PinAs, Recorder};
 use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use crate::support;
 
@@ -307,6 +309,41 @@ fn an_upload_is_pinned_piece_by_piece() {
             .iter()
             .all(|share| share.0 + share.1 == mapped + staged)
     );
+}
+
+/// Readers and the thread that pins go on beside one another, each held up now and then, so that pieces are pinned while
+/// they are read. Those go through their buffers, once.
+#[derive(Debug, Clone)]
+struct HeldUp(Arc<Mutex<StdRng>>);
+
+impl Observer for HeldUp {
+    fn before(&self, call: Call) -> Result<(), DeviceError> {
+        if matches!(call, Call::Pin { .. } | Call::StagingBytes) {
+            let micros = self.0.lock().random_range(0..1000);
+            std::thread::sleep(Duration::from_micros(micros));
+        }
+        Ok(())
+    }
+
+    fn pin_as(&self) -> PinAs {
+        match self.0.lock().random_range(0..4) {
+            0 => PinAs::Staged,
+            1 => PinAs::Later,
+            _ => PinAs::Rung(Rung::Copy),
+        }
+    }
+}
+
+#[test]
+fn what_is_pinned_while_it_is_read_arrives_once() {
+    for seed in 0..8 {
+        let builder = CpuDevice::builder().poison(true).copies_files(true);
+        let pieces = builder.pin_bytes(NonZeroU64::new(1000).unwrap());
+        let held_up = HeldUp(Arc::new(Mutex::new(StdRng::seed_from_u64(seed))));
+        let device = Observed::new(pieces.build(), held_up);
+        let report = stream(&device, true, |report| report.visits >= 6 * BLOCKS as u64);
+        assert!(report.host.copied_bytes > 0, "{seed}");
+    }
 }
 
 /// Buffers hold whole uploads here, so that each cut would be one more.

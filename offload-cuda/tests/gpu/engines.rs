@@ -3,11 +3,13 @@
 #![allow(unsafe_code, reason = "names the default streams by their handles")]
 
 use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use offload_core::device::Device;
+use offload_core::device::{Device, PinnedUpload};
 use offload_core::executor::DeviceBudget;
 use offload_core::model::PassKind;
-use offload_cuda::CudaStream;
+use offload_core::source::Source;
+use offload_cuda::{CudaDevice, CudaStream};
 
 use crate::engine::Engine;
 use crate::streaming::{all_blocks, mixed_model, offload, pinned};
@@ -129,4 +131,81 @@ fn the_per_thread_stream_of_another_thread_is_a_breach() {
         record.join().is_err()
     });
     assert!(elsewhere, "it panics on another thread");
+}
+
+/// Uploads two halves of pinned memory in one call, crosswise, after a call that panics, and reads them back.
+fn upload_two(device: &CudaDevice, stream: &CudaStream) {
+    const HALF: usize = 1 << 17;
+    let fill = |bytes: &mut [u8]| {
+        bytes[..HALF].fill(1);
+        bytes[HALF..].fill(2);
+    };
+    let source = Source::from(device.allocate_pinned(2 * HALF, fill).unwrap());
+    let pinned = device.pin(&source).unwrap().pinned().unwrap();
+    let arena = device.allocate_arena(3 * HALF as u64).unwrap();
+    let upload = |to: usize, from: usize| PinnedUpload {
+        offset: (to * HALF) as u64,
+        pinned: &pinned,
+        source: from * HALF..(from + 1) * HALF,
+    };
+    let before = std::iter::once(upload(2, 1));
+    device.upload_all_pinned(stream, &arena, before).unwrap();
+    let given_up = catch_unwind(AssertUnwindSafe(|| {
+        let uploads = (0..2).map(|index| {
+            assert!(index == 0, "there is no second");
+            upload(2, 0)
+        });
+        device.upload_all_pinned(stream, &arena, uploads)
+    }));
+    assert!(given_up.is_err());
+    // What was gathered by then is not submitted by the next call.
+    let uploads = [upload(0, 1), upload(1, 0)].into_iter();
+    device.upload_all_pinned(stream, &arena, uploads).unwrap();
+    let view = device.view(&arena, 0..3 * HALF as u64);
+    let read = device.read(stream, &view).unwrap();
+    for (piece, byte) in read.chunks(HALF).zip([2, 1, 2]) {
+        assert!(piece.iter().all(|read| *read == byte), "{byte}");
+    }
+}
+
+#[test]
+fn several_uploads_are_one_call_on_a_thread_without_a_context() {
+    let Some(device) = crate::device(|builder| builder) else {
+        return;
+    };
+    let stream = device.create_stream("upload").unwrap();
+    let source = Source::from(
+        device
+            .allocate_pinned(1 << 17, |bytes| bytes.fill(3))
+            .unwrap(),
+    );
+    let pinned = device.pin(&source).unwrap().pinned().unwrap();
+    let arena = device.allocate_arena(1 << 17).unwrap();
+    let half = |from: usize| PinnedUpload {
+        offset: from as u64,
+        pinned: &pinned,
+        source: from..from + (1 << 16),
+    };
+    std::thread::scope(|scope| {
+        let uploads = [half(0), half(1 << 16)].into_iter();
+        let upload = || device.upload_all_pinned(&stream, &arena, uploads);
+        scope.spawn(upload).join().unwrap().unwrap();
+    });
+    let read = device.read(&stream, &device.view(&arena, 0..1 << 17));
+    assert!(read.unwrap() == vec![3; 1 << 17]);
+    upload_two(&device, &stream);
+}
+
+/// The driver takes no batches for these.
+#[test]
+fn several_uploads_are_submitted_to_default_streams() {
+    let Some(device) = crate::device(|builder| builder) else {
+        return;
+    };
+    for handle in 0..3usize {
+        // SAFETY: as above.
+        upload_two(&device, &unsafe {
+            device.stream_from_raw(handle as *mut c_void)
+        });
+    }
 }
