@@ -180,7 +180,7 @@ impl<D: Device> Feed<'_, D> {
             } else if self.queue.is_empty() && asked != Asked::One {
                 let message = match asked {
                     Asked::After(rest) => self.inbox.recv_timeout(rest),
-                    _ => self.inbox.recv().map_err(RecvError::into),
+                    Asked::One | Asked::Nothing => self.inbox.recv().map_err(RecvError::into),
                 };
                 match message {
                     Ok(message) => self.push(message),

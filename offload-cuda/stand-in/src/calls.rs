@@ -133,7 +133,7 @@ impl Upload {
 
 /// `CUmemcpyAttributes`.
 #[repr(C)]
-pub(crate) struct CopyAttributes {
+struct CopyAttributes {
     source_order: c_int,
     /// Type and number of where source and destination lie, each.
     hints: [c_int; 4],
